@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pack
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+// sampleRecords returns n records with digests that are spread evenly.
+func sampleRecords(n int) []record {
+	rs := make([]record, n)
+	var b [8]byte
+	for i := range rs {
+		binary.LittleEndian.PutUint64(b[:], uint64(i))
+		rs[i] = record{sha256.Sum256(b[:]), Placement{Block: uint32(i), Blocks: 1, Stored: 1, Size: uint64(1 + i%BlockSize)}}
+	}
+	slices.SortFunc(rs, compareRecords)
+	return rs
+}
+
+func encodeIndex(t testing.TB, g span, rs []record) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := writeIndex(&b, g, rs); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// reseal makes the checksums right again.
+func reseal(b []byte) []byte {
+	le := binary.LittleEndian
+	le.PutUint32(b[56:], crc32.Checksum(b[headerSize:], castagnoli))
+	le.PutUint32(b[60:], crc32.Checksum(b[:60], castagnoli))
+	return b
+}
+
+// oddIndexes are index files that parseIndex must refuse, by what is odd. What
+// is only newer must not be taken for damage.
+func oddIndexes(t testing.TB) map[string]struct {
+	file  []byte
+	newer bool
+} {
+	good := func() []byte { return encodeIndex(t, span{1, 2, 3}, sampleRecords(3)) }
+	le := binary.LittleEndian
+	odd := map[string]struct {
+		file  []byte
+		newer bool
+	}{}
+	add := func(name string, newer bool, change func(b []byte) []byte) {
+		odd[name] = struct {
+			file  []byte
+			newer bool
+		}{change(good()), newer}
+	}
+	add("empty", false, func(b []byte) []byte { return nil })
+	add("header-cut", false, func(b []byte) []byte { return b[:headerSize-1] })
+	add("record-cut", false, func(b []byte) []byte { return b[:len(b)-1] })
+	add("tail", false, func(b []byte) []byte { return append(b, 0) })
+	add("tail-of-a-record", false, func(b []byte) []byte { return reseal(append(b, make([]byte, recordSize)...)) })
+	add("magic", false, func(b []byte) []byte { b[0]++; return reseal(b) })
+	add("header-checksum", false, func(b []byte) []byte { b[60]++; return b })
+	add("records-checksum", false, func(b []byte) []byte { b[headerSize+40]++; return b })
+	add("record-size", false, func(b []byte) []byte { le.PutUint32(b[12:], 128); return reseal(b) })
+	add("count-short", false, func(b []byte) []byte { le.PutUint64(b[16:], 2); return reseal(b) })
+	add("count-overflow", false, func(b []byte) []byte { le.PutUint64(b[16:], 1<<58+3); return reseal(b) })
+	add("auxiliary-area", false, func(b []byte) []byte { le.PutUint64(b[48:], 1); return reseal(b) })
+	add("span-reversed", false, func(b []byte) []byte { le.PutUint64(b[32:], 3); return reseal(b) })
+	add("records-out-of-order", false, func(b []byte) []byte {
+		copy(b[headerSize:], slices.Concat(b[headerSize+recordSize:headerSize+2*recordSize], b[headerSize:headerSize+recordSize]))
+		return reseal(b)
+	})
+	add("record-twice", false, func(b []byte) []byte {
+		copy(b[headerSize:], b[headerSize+recordSize:headerSize+2*recordSize])
+		return reseal(b)
+	})
+	add("placement-behind-the-end", false, func(b []byte) []byte { le.PutUint32(b[headerSize+40:], 1<<32-1); return reseal(b) })
+	add("placement-too-small", false, func(b []byte) []byte { le.PutUint64(b[headerSize+32:], BlockSize+1); return reseal(b) })
+	add("placement-size-overflow", false, func(b []byte) []byte { le.PutUint64(b[headerSize+32:], 1<<64-1); return reseal(b) })
+	add("placement-stores-too-much", false, func(b []byte) []byte { le.PutUint32(b[headerSize+48:], 2); return reseal(b) })
+	add("reserved-bytes", false, func(b []byte) []byte { b[headerSize+53] = 1; return reseal(b) })
+	add("auxiliary-offset", false, func(b []byte) []byte { b[headerSize+56] = 1; return reseal(b) })
+	add("newer-version", true, func(b []byte) []byte { le.PutUint32(b[8:], 2); return reseal(b) })
+	add("newer-feature", true, func(b []byte) []byte { le.PutUint32(b[24:], 1<<31); return reseal(b) })
+	add("newer-encoding", true, func(b []byte) []byte { b[headerSize+52] = 1; return reseal(b) })
+	return odd
+}
+
+func TestOddIndexFilesAreRefused(t *testing.T) {
+	for name, odd := range oddIndexes(t) {
+		_, _, err := parseIndex(odd.file)
+		if err == nil || errors.Is(err, errDamaged) == odd.newer {
+			t.Errorf("%s: error %v, newer: %t", name, err, odd.newer)
+		}
+	}
+}
+
+func TestEveryFlippedBitOfAnIndexIsFound(t *testing.T) {
+	b := encodeIndex(t, span{1, 2, 3}, sampleRecords(4))
+	if _, _, err := parseIndex(b); err != nil {
+		t.Fatal(err)
+	}
+	for i := range len(b) * 8 {
+		b[i/8] ^= 1 << (i % 8)
+		if _, _, err := parseIndex(b); !errors.Is(err, errDamaged) {
+			t.Errorf("byte %d, bit %d: error %v", i/8, i%8, err)
+		}
+		b[i/8] ^= 1 << (i % 8)
+	}
+}
+
+// The format: these bytes may only change together with indexVersion.
+func TestIndexBytes(t *testing.T) {
+	b := encodeIndex(t, span{1, 2, 3}, []record{
+		{Digest{0x11, 31: 0x22}, Placement{Block: 0x01020304, Blocks: 0x111, Stored: 0x110, Size: 0x110fff}},
+		{Digest{0x33}, Placement{Block: maxBlocks - 1, Blocks: 1, Stored: 1, Size: 1}},
+	})
+	got := strings.Join(slices.Collect(func(yield func(string) bool) {
+		for c := range slices.Chunk(b, 32) {
+			yield(hex.EncodeToString(c))
+		}
+	}), "\n")
+	want := strings.TrimSpace(wantIndexBytes)
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+const wantIndexBytes = `
+53515348494e4458010000004000000002000000000000000000000003000000
+010000000000000002000000000000000000000000000000f37989ddb8b1b51f
+1100000000000000000000000000000000000000000000000000000000000022
+ff0f110000000000040302011101000010010000000000000000000000000000
+3300000000000000000000000000000000000000000000000000000000000000
+0100000000000000fdffffff0100000001000000000000000000000000000000
+`
+
+func TestFindInIndexesOfEveryShape(t *testing.T) {
+	even := sampleRecords(5000)
+	clustered := slices.Clone(even) // all but a few share their first 8 bytes
+	for i := range clustered {
+		if i%100 != 0 {
+			copy(clustered[i].digest[:8], "\x80\x00\x00\x00\x00\x00\x00\x01")
+		}
+	}
+	slices.SortFunc(clustered, compareRecords)
+	extreme := []record{{digest: Digest{}}, {digest: Digest(bytes.Repeat([]byte{0xff}, 32))}}
+	for name, rs := range map[string][]record{"none": nil, "one": even[:1], "two": extreme, "nine": even[:9], "evenly spread": even, "clustered": clustered} {
+		t.Run(name, func(t *testing.T) {
+			_, b, err := parseIndex(encodeIndex(t, span{}, rs))
+			if err != nil {
+				t.Fatal(err)
+			}
+			x := &indexFile{records: b}
+			for _, r := range rs {
+				if p, ok := x.find(&r.digest); !ok || p != r.place {
+					t.Fatalf("%x: %+v, %t; want %+v", r.digest[:9], p, ok, r.place)
+				}
+				for _, change := range []int{31, 8, 7, 0} {
+					for _, by := range []byte{1, 255} {
+						d := r.digest
+						d[change] += by
+						_, want := slices.BinarySearchFunc(rs, record{digest: d}, compareRecords)
+						if _, ok := x.find(&d); ok != want {
+							t.Fatalf("%x found: %t, want %t", d, ok, want)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestIndexNamesThatAreNone(t *testing.T) {
+	for _, g := range []span{{}, {1, 2, 3}, {1 << 40, 1<<64 - 1, 1<<32 - 1}} {
+		if got, ok := parseIndexName(indexName(g)); !ok || got != g {
+			t.Errorf("%s is read as %v, %t", indexName(g), got, ok)
+		}
+	}
+	for _, name := range []string{"", "x", "00000001-00000000.0", "00000000-00000000", "00000000-00000000.0.tmp", "0-0.0", "00000000-00000000.00",
+		"00000000-00000000.-1", "00000000-00000000.0 ", "0000000A-0000000B.0", "+0000000-00000001.0"} {
+		if g, ok := parseIndexName(name); ok {
+			t.Errorf("%q is read as %v", name, g)
+		}
+	}
+}
+
+// A damaged index file costs its contents and the right to free space, and
+// nothing else.
+func TestDamagedIndexFile(t *testing.T) {
+	for _, region := range []struct {
+		name string
+		at   int
+	}{{"magic", 0}, {"version", 8}, {"count", 16}, {"span", 33}, {"checksum", 57}, {"digest", headerSize + 3}, {"placement", headerSize + 41}, {"last byte", -1}, {"all of it", -2}} {
+		t.Run(region.name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := open(t, dir)
+			var ds []Digest
+			for i := range 3 {
+				ds = append(ds, store(t, s, noise(uint64(i), 5000), noise(uint64(i), smallContent+1))...)
+			}
+			size := s.Stats().Size
+			bad := s.files[1].path
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			b, err := os.ReadFile(bad)
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch region.at {
+			case -1:
+				b[len(b)-1] ^= 0x40
+			case -2:
+				b = nil
+			default:
+				b[region.at] ^= 0x40
+			}
+			if err := os.WriteFile(bad, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+
+			s = open(t, dir)
+			wantMissing(t, s, ds[2:4]...)
+			wantOnly(t, s, ds[0], ds[1], ds[4], ds[5])
+			if _, err := beginMark(t, s).Sweep(); !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("sweep: %v, want ErrFailedPrecondition", err)
+			}
+			// The contents come back, and not where they may still be in use.
+			again := store(t, s, noise(1, 5000), noise(1, smallContent+1))
+			for _, d := range again {
+				if p, err := s.Lookup(d); err != nil || uint64(p.Block)*BlockSize < size {
+					t.Errorf("stored again at %+v (%v), pack had %d bytes", p, err, size)
+				}
+			}
+			for i := range 10 { // no merge may cover the damaged file
+				store(t, s, noise(uint64(20+i), 10))
+			}
+			if got, err := os.ReadFile(bad); err != nil || !bytes.Equal(got, b) {
+				t.Errorf("damaged file was changed: %v", err)
+			}
+			check(t, s)
+		})
+	}
+}
+
+func TestNewerIndexFileIsRefusedByName(t *testing.T) {
+	for name, odd := range oddIndexes(t) {
+		if !odd.newer {
+			continue
+		}
+		dir := t.TempDir()
+		store(t, open(t, dir), noise(1, 100))
+		path := filepath.Join(dir, "index", indexName(span{1, 2, 3}))
+		if err := os.WriteFile(path, odd.file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(t.Context(), dir); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "not known") {
+			t.Errorf("%s: error %v", name, err)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestFileUnderAnothersNameIsDamaged(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, indexName(span{5, 5, 0}))
+	if err := os.WriteFile(path, encodeIndex(t, span{4, 4, 0}, nil), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openIndexFile(path); !errors.Is(err, errDamaged) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestTruncatedPackFileOpens(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	ds := store(t, s, noise(1, 5000), noise(2, 3*smallContent))
+	if err := errors.Join(s.Close(), os.Truncate(s.Path(), 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	p, err := again.Lookup(ds[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkBytes(t, again, ds[0], p)
+	// No block that an image may show is handed out again.
+	w := again.Begin()
+	put(t, w, noise(3, 100))
+	publish(t, w)
+	closeWriter(t, w)
+	if p, err := again.Lookup(sha256.Sum256(noise(3, 100))); err != nil || uint64(p.Block) < blocksOf(5000)+blocksOf(3*smallContent) {
+		t.Errorf("placed at %+v, %v", p, err)
+	}
+}
