@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package flatten owns the step from layers to one tree: it reads the TOCs of
+// a chain, settles what overlayfs over those layers would show, and writes it
+// as an EROFS metadata image whose file data is in the pack.
+//
+//	TOC 1 … TOC N ──Merge──▶ tree ──WriteImage──▶ flat image   (digest ─▶ placement by a callback)
+//	                           └────WriteSkeleton─▶ directories and symlinks alone
+//
+// Kept here of the design's invariants: a container sees exactly what
+// overlayfs over the same layers would show (1), the same layers and
+// placements give the same image, byte for byte (5), and names are never
+// paths on the host (6).
+package flatten
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/squash-snapshotter/squash/internal/layer"
+)
+
+// Layer opens a TOC for reading.
+type Layer func() (io.ReadCloser, error)
+
+// Tree is what overlayfs over a chain of layers would show. Memory: some 250
+// bytes per entry of all layers together.
+type Tree struct {
+	layers []*node // roots of the layers' uppers, topmost first
+}
+
+// Merge reads the layers' TOCs, the bottom one first.
+//
+// Damaged TOCs are reported as layer.ErrDamaged; a hardlink to a file that no
+// layer has as ErrFailedPrecondition.
+func Merge(ctx context.Context, layers []Layer) (*Tree, error) {
+	t := &Tree{}
+	for i, open := range layers {
+		root, err := replay(ctx, open, t.layers)
+		if err != nil {
+			return nil, fmt.Errorf("layer %d of %d: %w", i+1, len(layers), err)
+		}
+		t.layers = slices.Insert(t.layers, 0, root)
+	}
+	if len(t.layers) == 0 {
+		t.layers = []*node{newDir()}
+	}
+	return t, nil
+}
+
+func replay(ctx context.Context, open Layer, lower []*node) (*node, error) {
+	f, err := open()
+	if err != nil {
+		return nil, fmt.Errorf("open TOC: %w", err)
+	}
+	defer f.Close()
+	r, err := layer.NewReader(f)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	u := newUpper(lower)
+	var e layer.Entry
+	for i := 0; ; i++ {
+		if i%4096 == 0 && ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		switch err := r.Next(&e); {
+		case errors.Is(err, io.EOF):
+			u.finish()
+			return u.root, nil
+		case err != nil:
+			return nil, err
+		}
+		if err := u.add(&e); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Root tells the metadata of the image's root directory.
+func (t *Tree) Root() (mode, uid, gid uint32) {
+	r := t.layers[0]
+	return r.mode, r.uid, r.gid
+}
+
+// entry is a name of a merged directory: the node on top, and for a directory
+// all that are merged, the top one first.
+type entry struct {
+	name  string
+	nodes []*node
+}
+
+// list returns what a merged directory shows, in byte order.
+func list(dirs []*node) []entry {
+	names := map[string]bool{}
+	single := true
+	for i, d := range dirs {
+		for name := range d.children {
+			names[name] = true
+		}
+		single = i == 0
+		if d.opaque {
+			break
+		}
+	}
+	entries := make([]entry, 0, len(names))
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		var nodes []*node
+		if single {
+			if n := dirs[0].children[name]; n.typ != layer.TypeWhiteout {
+				nodes = []*node{n}
+			}
+		} else {
+			nodes = stack(dirs, name)
+		}
+		if len(nodes) > 0 {
+			entries = append(entries, entry{name, nodes})
+		}
+	}
+	return entries
+}
+
+// Contents calls f for every content that the tree shows, once per file.
+func (t *Tree) Contents(f func(d layer.Digest, size int64)) {
+	seen := map[*node]bool{}
+	var visit func(dirs []*node)
+	visit = func(dirs []*node) {
+		for _, e := range list(dirs) {
+			switch n := e.nodes[0]; {
+			case n.isDir():
+				visit(e.nodes)
+			case n.typ == layer.TypeReg && n.size > layer.InlineMax && !seen[n]:
+				seen[n] = true
+				f(n.digest, n.size)
+			}
+		}
+	}
+	visit(t.layers)
+}
