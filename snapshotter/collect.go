@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/squash-snapshotter/squash/internal/layer"
+	"github.com/squash-snapshotter/squash/internal/mounts"
+)
+
+// Remove forgets a snapshot. It holds up every Prepare of this snapshotter, so
+// mounts, files and content are left to Cleanup and to the background.
+func (s *Snapshotter) Remove(ctx context.Context, key string) error {
+	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		_, _, err := storage.Remove(ctx, key)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("remove snapshot %s: %w", key, err)
+	}
+	s.askCollect()
+	return nil
+}
+
+// Cleanup gives back what removed snapshots used.
+func (s *Snapshotter) Cleanup(ctx context.Context) error {
+	if err := s.collect(ctx, s.sweepDue.Swap(false)); err != nil {
+		return fmt.Errorf("clean up: %w", err)
+	}
+	return nil
+}
+
+func (s *Snapshotter) askCollect() {
+	select {
+	case s.garbage <- struct{}{}:
+	default: // somebody has asked already
+	}
+}
+
+// askSweep asks for a collection that looks for content to free even if no
+// layer went.
+func (s *Snapshotter) askSweep() {
+	s.sweepDue.Store(true)
+	s.askCollect()
+}
+
+// collector collects whenever it is asked to.
+func (s *Snapshotter) collector(ctx context.Context) {
+	for {
+		select {
+		case <-s.garbage:
+		case <-ctx.Done():
+			return
+		}
+		sweep := s.sweepDue.Swap(false)
+		if err := s.collect(ctx, sweep); err != nil && ctx.Err() == nil {
+			if sweep {
+				s.sweepDue.Store(true)
+			}
+			log.G(ctx).WithError(err).Warn("could not clean up all; it is tried again after the next removal")
+		}
+	}
+}
+
+// known is what the metastore says exists, by ID.
+type known map[string]snapshots.Info
+
+// collect removes what the metastore does not know: first mounts, then flat
+// images, then directories, and if layers went (or sweep says so) content.
+func (s *Snapshotter) collect(ctx context.Context, sweep bool) error {
+	s.collecting.Lock()
+	defer s.collecting.Unlock()
+	s.mu.Lock()
+	began := s.clock
+	s.mu.Unlock()
+	var ids known
+	var dirs, layers, skeletons []string
+	// In a write transaction no snapshot is being created: a directory that
+	// has no snapshot now will never have one.
+	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
+		if ids, err = knownSnapshots(ctx); err != nil {
+			return err
+		}
+		dirs, err = unknownNames(s.snapshotsDir(), ids)
+		if err == nil {
+			layers, err = unknownNames(s.layersDir(), ids)
+		}
+		if err == nil {
+			skeletons, err = unknownNames(s.skeletonMounts(), ids)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var errs error
+	for _, id := range dirs {
+		if strings.HasPrefix(id, newPrefix) {
+			continue // being made; what a crash left is removed at start
+		}
+		errs = errors.Join(errs, s.dropUpper(id))
+	}
+	for _, id := range skeletons {
+		errs = errors.Join(errs, s.dropSkeleton(id))
+	}
+	dropped, err := s.collectFlats(ctx, ids, began)
+	errs = errors.Join(errs, err)
+	for _, id := range layers {
+		errs = errors.Join(errs, os.RemoveAll(s.layer(id)))
+		s.mu.Lock()
+		delete(s.layers, id)
+		s.mu.Unlock()
+	}
+	if len(layers) > 0 || dropped > 0 || sweep {
+		errs = errors.Join(errs, s.sweep(ctx, ids))
+	}
+	return errs
+}
+
+func knownSnapshots(ctx context.Context) (known, error) {
+	ids := known{}
+	names, err := storage.IDMap(ctx)
+	if errdefs.IsNotFound(err) {
+		return ids, nil // the metastore has never had a snapshot
+	}
+	if err != nil {
+		return nil, err
+	}
+	for id, name := range names {
+		_, info, _, err := storage.GetInfo(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		ids[id] = info
+	}
+	return ids, nil
+}
+
+// unknownNames lists what is in a directory and is no snapshot's.
+func unknownNames(dir string, ids known) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if _, ok := ids[e.Name()]; !ok {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// collectFlats unmounts and removes the flat images whose chain is no committed
+// snapshot's. What is still in use stays, and keeps its content by its refs; it
+// goes at the first collection after its last user.
+func (s *Snapshotter) collectFlats(ctx context.Context, ids known, began uint64) (dropped int, errs error) {
+	live := map[chain]bool{}
+	for id, tocs := range s.chains(ids) {
+		if ids[id].Kind == snapshots.KindCommitted && tocs != nil {
+			live[chainOf(tocs)] = true
+		}
+	}
+	images, err := s.flatImages()
+	if err != nil {
+		return 0, err
+	}
+	for _, c := range images {
+		if live[c] {
+			continue
+		}
+		switch err := s.dropFlat(c, began); {
+		case err == nil:
+			dropped++
+		case errdefs.IsFailedPrecondition(err):
+			log.G(ctx).WithError(err).Info("a removed image is still in use")
+		default:
+			errs = errors.Join(errs, err)
+		}
+	}
+	return dropped, errs
+}
+
+// flatImages lists the chains that have a flat image.
+func (s *Snapshotter) flatImages() ([]chain, error) {
+	entries, err := os.ReadDir(s.imagesDir())
+	if err != nil {
+		return nil, err
+	}
+	var images []chain
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), imageSuffix)
+		if c, err := parseChain(name); ok && err == nil {
+			images = append(images, c)
+		}
+	}
+	return images, nil
+}
+
+// chains returns the TOCs of each snapshot's chain by ID, the bottom one first;
+// nil where not all are to be had.
+func (s *Snapshotter) chains(ids known) map[string][]layer.Summary {
+	byName := map[string]string{}
+	for id, info := range ids {
+		byName[info.Name] = id
+	}
+	chains := map[string][]layer.Summary{}
+	var tocs func(id string) []layer.Summary
+	tocs = func(id string) []layer.Summary {
+		if c, ok := chains[id]; ok {
+			return c
+		}
+		chains[id] = nil
+		var below []layer.Summary
+		if parent := ids[id].Parent; parent != "" {
+			if below = tocs(byName[parent]); below == nil {
+				return nil
+			}
+		}
+		if sum, err := s.knownSummary(id); err == nil {
+			chains[id] = append(below[:len(below):len(below)], sum)
+		}
+		return chains[id]
+	}
+	for id := range ids {
+		tocs(id)
+	}
+	return chains
+}
+
+// dropFlat unmounts and removes a flat image unless somebody came to need it
+// since the collection began. ErrFailedPrecondition: it is in use.
+func (s *Snapshotter) dropFlat(c chain, began uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u := s.flats[c]; u != nil {
+		if u.users > 0 || u.last > began {
+			return fmt.Errorf("flat image %s is wanted again: %w", c, errdefs.ErrFailedPrecondition)
+		}
+		delete(s.flats, c)
+	}
+	users, err := mounts.Users(s.flatMount(c))
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return fmt.Errorf("flat image %s is mounted at %s: %w", c, users[0], errdefs.ErrFailedPrecondition)
+	}
+	if err := s.mounter.Unmount(s.flatMount(c)); err != nil {
+		return err
+	}
+	if err := os.Remove(s.flatMount(c)); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	if err := os.Remove(s.image(c)); err != nil {
+		return err
+	}
+	if err := os.Remove(s.refs(c)); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	return nil
+}
+
+// recover brings the files into the order that the metastore demands, after
+// whatever ended the daemon that had them before.
+func (s *Snapshotter) recover(ctx context.Context) error {
+	root := os.DirFS(s.root) // patterns do not apply to the root's own name
+	for _, pattern := range []string{"images/*" + tmpSuffix, "layers/*/*" + tmpSuffix} {
+		unfinished, err := fs.Glob(root, pattern)
+		if err != nil {
+			return err
+		}
+		for _, path := range unfinished {
+			if err := os.RemoveAll(filepath.Join(s.root, path)); err != nil {
+				return err
+			}
+		}
+	}
+	refs, err := fs.Glob(root, "images/*"+refsSuffix)
+	if err != nil {
+		return err
+	}
+	for _, path := range refs {
+		path = filepath.Join(s.root, path)
+		if !exists(strings.TrimSuffix(path, refsSuffix) + imageSuffix) {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+		}
+	}
+	var ids known
+	if err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		ids, err = knownSnapshots(ctx)
+		return err
+	}); err != nil {
+		return fmt.Errorf("read the metastore: %w", err)
+	}
+	// A crash between the making of a directory and the commit of its
+	// transaction leaves one whose ID the metastore is going to give again:
+	// they must be gone before anything is prepared.
+	orphans, err := unknownNames(s.snapshotsDir(), ids)
+	if err != nil {
+		return err
+	}
+	for _, id := range orphans {
+		if err := os.RemoveAll(s.snapshot(id)); err != nil {
+			return err
+		}
+	}
+	if err := s.adoptMounts(ctx); err != nil {
+		return err
+	}
+	for id, info := range ids {
+		if info.Kind == snapshots.KindCommitted && exists(s.snapshot(id)) {
+			s.background(func(ctx context.Context) { s.settle(ctx, info.Name, id) })
+		}
+	}
+	return nil
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/log"
+	"github.com/squash-snapshotter/squash/internal/flatten"
+	"github.com/squash-snapshotter/squash/internal/layer"
+	"github.com/squash-snapshotter/squash/internal/pack"
+)
+
+// sweep frees the content that nobody needs. A content is needed if
+//
+//   - a flat image shows it, or
+//   - a layer refers to it that belongs to no flattened chain: who can say
+//     what its image will show, or
+//   - a layer refers to it that could not be brought back from its blob.
+//
+// s.collecting is held: no flat image goes meanwhile. Those that come keep
+// their contents by the writer with which they were built.
+func (s *Snapshotter) sweep(ctx context.Context, ids known) error {
+	mark, err := s.pack.BeginMark()
+	if err != nil {
+		return err
+	}
+	defer mark.Cancel()
+	flattened, err := s.markImages(mark, ids)
+	if err != nil {
+		return err
+	}
+	// Listed after the mark began: a TOC that comes later has had its contents
+	// kept by its writer.
+	layers, err := os.ReadDir(s.layersDir())
+	if err != nil {
+		return err
+	}
+	blobs := restorable{s: s}
+	for _, l := range layers {
+		id := l.Name()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if s.cfg.Shadowed == ShadowedFree && flattened[id] && blobs.layer(ctx, id) {
+			continue
+		}
+		err := s.eachContent(id, func(d layer.Digest) error {
+			mark.Keep(pack.Digest(d))
+			return nil
+		})
+		if err != nil && !os.IsNotExist(err) {
+			return fmt.Errorf("nothing is freed, for it is not known what layer %s refers to: %w", id, err)
+		}
+	}
+	st, err := mark.Sweep()
+	if err == nil && st.Contents > 0 {
+		log.G(ctx).WithFields(log.Fields{"contents": st.Contents, "bytes": st.Bytes}).Info("content freed")
+	}
+	return err
+}
+
+// markImages keeps what flat images show, those without a snapshot included:
+// somebody may still have them mounted. It returns the layers whose chains have
+// a flat image and need not keep more than that shows.
+func (s *Snapshotter) markImages(mark *pack.Mark, ids known) (flattened map[string]bool, err error) {
+	tops := map[chain][]string{} // committed snapshots by chain
+	byName := map[string]string{}
+	for id, info := range ids {
+		byName[info.Name] = id
+	}
+	for id, tocs := range s.chains(ids) {
+		if ids[id].Kind == snapshots.KindCommitted && tocs != nil {
+			c := chainOf(tocs)
+			tops[c] = append(tops[c], id)
+		}
+	}
+	images, err := s.flatImages()
+	if err != nil {
+		return nil, err
+	}
+	flattened = map[string]bool{}
+	for _, c := range images {
+		blocks, err := s.readRefs(c)
+		if (errors.Is(err, os.ErrNotExist) || errors.Is(err, flatten.ErrRefsDamaged)) && len(tops[c]) > 0 {
+			continue // all that its layers refer to is kept: what it shows, and more
+		}
+		if err != nil {
+			return nil, fmt.Errorf("nothing is freed, for it is not known what flat image %s shows: %w", c, err)
+		}
+		for _, b := range blocks {
+			mark.KeepBlock(b)
+		}
+		for _, id := range tops[c] {
+			for below := id; below != ""; below = byName[ids[below].Parent] {
+				flattened[below] = true
+			}
+		}
+	}
+	return flattened, nil
+}
+
+func (s *Snapshotter) readRefs(c chain) ([]uint32, error) {
+	f, err := os.Open(s.refs(c))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return flatten.ReadRefs(f)
+}

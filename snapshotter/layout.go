@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshotter
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// formatVersion is the version of everything below the root.
+const formatVersion = 1
+
+const tmpSuffix = ".tmp"
+
+// layout knows every path of the store. Only IDs that the metastore gave and
+// digests that were computed here become names.
+//
+//	<root>/version, metadata.db, pack, index/      (pack and index: package pack)
+//	       layers/<id>/{toc,usage,source}
+//	       images/<chain>.{erofs,refs}
+//	       snapshots/<id>/{fs,work,extract,skeleton.erofs}
+//	<state>/mnt/<chain>, skeletons/<id>            mount points
+type layout struct{ root, state string }
+
+func makeLayout(root, state string) (layout, error) {
+	l := layout{}
+	for _, d := range []struct {
+		to         *string
+		name, path string
+	}{{&l.root, "root", root}, {&l.state, "state", state}} {
+		abs, err := filepath.Abs(d.path)
+		if err != nil || d.path == "" {
+			return l, fmt.Errorf("%s directory %q: not a path: %w", d.name, d.path, errdefs.ErrInvalidArgument)
+		}
+		if err := checkPath(abs); err != nil {
+			return l, fmt.Errorf("%s directory: %w", d.name, err)
+		}
+		if err := os.MkdirAll(abs, 0o700); err != nil {
+			return l, fmt.Errorf("%s directory: %w", d.name, err)
+		}
+		// The kernel lists mounts by their real paths.
+		real, err := filepath.EvalSymlinks(abs)
+		if err == nil {
+			err = checkPath(real)
+		}
+		if err != nil {
+			return l, fmt.Errorf("%s directory: %w", d.name, err)
+		}
+		*d.to = real
+	}
+	if err := l.checkVersion(); err != nil {
+		return l, err
+	}
+	for _, dir := range []string{l.layersDir(), l.imagesDir(), l.snapshotsDir(), l.flatMounts(), l.skeletonMounts()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return l, err
+		}
+	}
+	// What the state directory holds is reached by clients' mounts as root
+	// only, but its own path must be open to the daemon's user alone.
+	return l, os.Chmod(l.root, 0o700)
+}
+
+// checkPath refuses paths that overlay options, containerd's parsing of them or
+// the kernel's list of mounts would split or escape.
+func checkPath(path string) error {
+	if strings.ContainsAny(path, ",:\\ \t\n") {
+		return fmt.Errorf("%q: overlayfs takes no path with a comma, colon, backslash or blank: %w", path, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// checkVersion refuses a store of a newer format and marks a new one.
+func (l layout) checkVersion() error {
+	path := filepath.Join(l.root, "version")
+	b, err := os.ReadFile(path)
+	if os.IsNotExist(err) {
+		return os.WriteFile(path, []byte(strconv.Itoa(formatVersion)+"\n"), 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	v, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return fmt.Errorf("%s: %q is no version; is %s a squash root?: %w", path, b, l.root, errdefs.ErrFailedPrecondition)
+	}
+	if v > formatVersion {
+		return fmt.Errorf("%s was written by a newer squash (format %d, known here up to %d): upgrade, or use another root: %w", l.root, v, formatVersion, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+func (l layout) metadata() string     { return filepath.Join(l.root, "metadata.db") }
+func (l layout) layersDir() string    { return filepath.Join(l.root, "layers") }
+func (l layout) imagesDir() string    { return filepath.Join(l.root, "images") }
+func (l layout) snapshotsDir() string { return filepath.Join(l.root, "snapshots") }
+
+func (l layout) layer(id string) string  { return filepath.Join(l.layersDir(), id) }
+func (l layout) toc(id string) string    { return filepath.Join(l.layer(id), "toc") }
+func (l layout) usage(id string) string  { return filepath.Join(l.layer(id), "usage") }
+func (l layout) source(id string) string { return filepath.Join(l.layer(id), "source") }
+
+func (l layout) snapshot(id string) string { return filepath.Join(l.snapshotsDir(), id) }
+func (l layout) upper(id string) string    { return filepath.Join(l.snapshot(id), "fs") }
+func (l layout) workdir(id string) string  { return filepath.Join(l.snapshot(id), "work") }
+
+// emptyLower is the lower directory of an unpack that has no parent.
+func (l layout) emptyLower(id string) string { return filepath.Join(l.snapshot(id), "lower") }
+
+// extractMark tells that a snapshot was prepared for a layer to be unpacked.
+func (l layout) extractMark(id string) string { return filepath.Join(l.snapshot(id), "extract") }
+func (l layout) skeleton(id string) string    { return filepath.Join(l.snapshot(id), "skeleton.erofs") }
+
+const (
+	imageSuffix = ".erofs"
+	refsSuffix  = ".refs"
+)
+
+func (l layout) image(c chain) string { return filepath.Join(l.imagesDir(), c.String()+imageSuffix) }
+func (l layout) refs(c chain) string  { return filepath.Join(l.imagesDir(), c.String()+refsSuffix) }
+
+// Mount points. Overlays are never mounted below flatMounts: containerd's ID
+// mapping clones what is there.
+func (l layout) flatMounts() string             { return filepath.Join(l.state, "mnt") }
+func (l layout) flatMount(c chain) string       { return filepath.Join(l.flatMounts(), c.String()) }
+func (l layout) skeletonMounts() string         { return filepath.Join(l.state, "skeletons") }
+func (l layout) skeletonMount(id string) string { return filepath.Join(l.skeletonMounts(), id) }
+
+// upperID tells which snapshot an upper directory belongs to.
+func (l layout) upperID(path string) (id string, ok bool) {
+	dir, ok := strings.CutPrefix(path, l.snapshotsDir()+"/")
+	if !ok {
+		return "", false
+	}
+	id, ok = strings.CutSuffix(dir, "/fs")
+	return id, ok && isID(id)
+}
+
+// isID tells whether a name can be a metastore's ID.
+func isID(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 64)
+	return err == nil && strconv.FormatUint(n, 10) == s
+}
+
+// exists tells whether there is anything at path; trouble counts as yes.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !os.IsNotExist(err)
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshotter
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// source says where a layer came from: contents of it that were freed can be
+// read from there again. Layers that were upper directories have none.
+type source struct {
+	Namespace string             `json:"namespace"` // containerd's
+	Blob      ocispec.Descriptor `json:"blob"`
+}
+
+func (s *Snapshotter) writeSource(ctx context.Context, id string, desc ocispec.Descriptor) error {
+	ns, _ := namespaces.Namespace(ctx)
+	src := source{ns, ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}}
+	return writeFile(s.source(id), false, func(w io.Writer) error { return json.NewEncoder(w).Encode(src) })
+}
+
+// readSource returns a layer's source; os.ErrNotExist if it has none.
+func (s *Snapshotter) readSource(id string) (src source, err error) {
+	b, err := os.ReadFile(s.source(id))
+	if err != nil {
+		return src, err
+	}
+	if err := json.Unmarshal(b, &src); err != nil {
+		return src, fmt.Errorf("%s: %w", s.source(id), err)
+	}
+	return src, nil
+}
+
+// context is ctx for asking containerd about the source.
+func (src source) context(ctx context.Context) context.Context {
+	if src.Namespace == "" {
+		return ctx
+	}
+	return namespaces.WithNamespace(ctx, src.Namespace)
+}
+
+// restorable judges layers by whether their blobs are going to stay in
+// containerd's content store. Each namespace is asked about once.
+type restorable struct {
+	s    *Snapshotter
+	kept map[string]map[digest.Digest]bool // by namespace
+}
+
+func (r *restorable) layer(ctx context.Context, id string) bool {
+	src, err := r.s.readSource(id)
+	if err != nil || r.s.cfg.Content == nil {
+		return false
+	}
+	kept, ok := r.kept[src.Namespace]
+	if !ok {
+		if kept, err = r.s.cfg.Content.Kept(src.context(ctx)); err != nil {
+			log.G(ctx).WithError(err).WithField("namespace", src.Namespace).Warn("containerd does not tell which blobs it keeps: their layers' contents stay")
+		}
+		if r.kept == nil {
+			r.kept = map[string]map[digest.Digest]bool{}
+		}
+		r.kept[src.Namespace] = kept
+	}
+	return kept[src.Blob.Digest]
+}
