@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# The modules of this repository whose code is ours; integration/tools only pins versions.
+MODULES := . integration
+# Longest time that the tests of one package may take.
+TEST_TIMEOUT ?= 15m
+GOTEST := go test -timeout $(TEST_TIMEOUT) -json
+
+# Builds and tests must not need a usable git: in CI the clone may belong to somebody else.
+export GOFLAGS := -buildvcs=false $(GOFLAGS)
+
+sources = find . -path ./.git -prune -o -path ./bin -prune -o -name '*.go' -print
+
+.PHONY: help build test packages lint lint-format lint-headers lint-names lint-tidy lint-code demo clean
+
+help: ## show this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+
+build: ## build the daemon into bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
+
+# containerd's test support skips what needs root unless a flag says that it may be done, which only packages that use
+# it know.
+rooted = $(shell go list -f '{{range .TestImports}}{{if eq . "github.com/containerd/containerd/v2/pkg/testutil"}}{{$$.ImportPath}}{{end}}{{end}}' ./...)
+others = $(filter-out $(rooted),$(shell go list ./...))
+
+# Data races are looked for in the main module; integration tests run other programs.
+test: build packages ## run all tests, with a real containerd too; needs root
+	@go build -o bin/testreport ./internal/testreport
+	@{ failed=0; \
+	   $(GOTEST) -race $(others) || failed=1; \
+	   $(GOTEST) -race $(rooted) -test.root || failed=1; \
+	   cd integration && $(GOTEST) ./... || failed=1; \
+	   exit $$failed; } | bin/testreport
+
+# Programs that only some tests want. A test that misses one says so.
+packages:
+	@if ! command -v fsck.erofs >/dev/null && command -v apt-get >/dev/null; then \
+	   apt="env DEBIAN_FRONTEND=noninteractive timeout 120 apt-get -qq"; \
+	   $$apt install -y erofs-utils >/dev/null 2>&1 || \
+	   { $$apt update && $$apt install -y erofs-utils; } >/dev/null 2>&1 || true; \
+	 fi; \
+	 command -v fsck.erofs >/dev/null || echo "fsck.erofs is missing (package erofs-utils): the tests that ask it are skipped"
+
+lint: lint-format lint-headers lint-names lint-tidy lint-code ## check format, headers, names, go.mod, and code with vet and staticcheck
+
+lint-format:
+	@bad=$$($(sources) | xargs gofmt -l); \
+	 [ -z "$$bad" ] || { printf 'not formatted, run gofmt -w:\n%s\n' "$$bad"; exit 1; }
+
+lint-headers:
+	@bad=$$($(sources) | while read -r f; do \
+	   [ "$$(head -n 1 "$$f")" = "// SPDX-License-Identifier: Apache-2.0" ] || echo "$$f"; done); \
+	 [ -z "$$bad" ] || { printf 'first line is not "// SPDX-License-Identifier: Apache-2.0":\n%s\n' "$$bad"; exit 1; }
+
+lint-names:
+	@bad=$$($(sources) | grep -E '(^|/)(utils?|commons?|helpers?|misc|types)(/|\.go$$|_test\.go$$)' || true); \
+	 [ -z "$$bad" ] || { printf 'named for nothing in particular; name it for what it owns:\n%s\n' "$$bad"; exit 1; }
+
+lint-tidy:
+	@for m in $(MODULES); do go -C $$m mod tidy -diff || { echo "$$m/go.mod is not tidy, run go mod tidy"; exit 1; }; done
+
+lint-code:
+	@for m in $(MODULES); do (cd $$m; go vet ./...; go run $(STATICCHECK) ./...); done
+
+demo: build ## compare squash with overlayfs on an image like those of CI runners; needs root
+	@cd integration && go run ./cmd/demo
+
+clean: ## remove what was built
+	rm -rf bin

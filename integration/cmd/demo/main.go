@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command demo shows on this machine what squash does: it makes an image the way images of CI runners grow,
+// pulls and runs it with containerd's overlayfs snapshotter and with squash, each on a fresh node of its own,
+// and prints what each needed. It needs root, the go command and nothing from any registry.
+//
+//	demo [-only overlayfs|squash|erofs]
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/squash-snapshotter/squash/integration/binaries"
+	"github.com/squash-snapshotter/squash/integration/images"
+	"github.com/squash-snapshotter/squash/integration/node"
+	"github.com/squash-snapshotter/squash/integration/tree"
+)
+
+func main() {
+	node.Reap()
+	only := flag.String("only", "", "run with this snapshotter alone")
+	flag.Parse()
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	d := &demo{out: os.Stdout, started: time.Now(), only: *only}
+	if err := d.run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(1)
+	}
+}
+
+type demo struct {
+	out     io.Writer
+	started time.Time
+	only    string
+}
+
+// result is one row of the table.
+type result struct {
+	snapshotter string
+	pull        time.Duration // download from loopback and unpack
+	run         time.Duration // ctr run of a program that only says hello
+	verify      time.Duration // ctr run of a program that reads every file, page cache dropped before
+	disk        int64         // blocks of the snapshotter's root after the background work has come to rest
+	skipped     string        // why there are no numbers
+}
+
+func (d *demo) run(ctx context.Context) error {
+	if os.Getuid() != 0 {
+		return errors.New("mounts and containers need root")
+	}
+	d.say("building containerd, ctr, the shim and runc (the first time takes a minute or two)")
+	bin, err := binaries.Build(ctx, func(what string) { d.say("  %s", what) })
+	if err != nil {
+		return err
+	}
+	if d.only == "" || d.only == node.Squash {
+		d.say("building the squash daemon")
+		dir, remove, err := node.TempDir()
+		if err != nil {
+			return err
+		}
+		defer remove()
+		if err := bin.BuildDaemon(ctx, dir); err != nil {
+			return err
+		}
+	}
+	store, err := images.OpenStore(filepath.Join(bin.Repo, "bin", "images"))
+	if err != nil {
+		return err
+	}
+	registry, err := store.Serve()
+	if err != nil {
+		return err
+	}
+	defer registry.Close()
+	guest, err := os.ReadFile(bin.Guest)
+	if err != nil {
+		return err
+	}
+	goroot, err := binaries.GoRoot(ctx)
+	if err != nil {
+		return err
+	}
+	d.say("making the demo image")
+	layers, err := images.Demo(store, guest, goroot, func(title string) { d.say("  %s", title) })
+	if err != nil {
+		return err
+	}
+	stack := make([]v1.Layer, len(layers))
+	for i, l := range layers {
+		stack[i] = l.Layer
+	}
+	img, err := images.Image(images.OCI, stack...)
+	if err != nil {
+		return err
+	}
+	ref, err := registry.Push(ctx, "demo:1", img)
+	if err != nil {
+		return err
+	}
+	d.say("computing from the layers what a container must see")
+	replayed, err := images.Replay(img) // also warms the page cache with the blobs, for all snapshotters alike
+	if err != nil {
+		return err
+	}
+	want := tree.Digest(replayed.Visible(images.Volatile...))
+	d.image(layers)
+
+	var results []result
+	for _, snapshotter := range []string{node.Overlayfs, node.Squash, node.Erofs} {
+		if d.only != "" && d.only != snapshotter {
+			continue
+		}
+		r := result{snapshotter: snapshotter}
+		if snapshotter == node.Erofs {
+			r.skipped = erofsMissing(ctx)
+		}
+		if r.skipped == "" {
+			d.say("%s: a fresh node", snapshotter)
+			if err := d.measure(ctx, bin, &r, ref, want); err != nil {
+				return fmt.Errorf("%s: %w", snapshotter, err)
+			}
+		}
+		results = append(results, r)
+	}
+	d.table(results, replayed.Savings)
+	d.say("done, everything is cleaned up")
+	return nil
+}
+
+// measure pulls and runs on a node that has never seen the image.
+func (d *demo) measure(ctx context.Context, bin *binaries.Set, r *result, ref, want string) (err error) {
+	opts := node.Options{Tools: bin.Tools}
+	if r.snapshotter == node.Squash {
+		opts.Daemon = bin.Daemon
+	}
+	n, err := node.Start(ctx, opts)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%w\n%s", err, n.Logs(30))
+		}
+		err = errors.Join(err, n.Close())
+	}()
+	root := n.SnapshotterRoot(r.snapshotter)
+	syscall.Sync()
+
+	d.say("%s:   pull", r.snapshotter)
+	start := time.Now()
+	if err := n.Pull(ctx, r.snapshotter, ref); err != nil {
+		return err
+	}
+	r.pull = time.Since(start)
+
+	d.say("%s:   run", r.snapshotter)
+	start = time.Now()
+	if _, err := n.Run(ctx, node.Run{Snapshotter: r.snapshotter, Image: ref, ID: "hello"}); err != nil {
+		return err
+	}
+	r.run = time.Since(start)
+
+	d.say("%s:   waiting until background work has come to rest", r.snapshotter)
+	if r.disk, err = node.Settled(ctx, root); err != nil {
+		return err
+	}
+
+	d.say("%s:   read and verify every file from inside a container, cold", r.snapshotter)
+	if err := dropCaches(); err != nil {
+		return err
+	}
+	start = time.Now()
+	out, err := n.Run(ctx, node.Run{
+		Snapshotter: r.snapshotter, Image: ref, ID: "verify",
+		Args: []string{images.GuestPath, "expect", "/", want},
+	})
+	if err != nil {
+		return fmt.Errorf("the container does not see what the layers say: %w", err)
+	}
+	r.verify = time.Since(start)
+	d.say("%s:   as the layers say: %s", r.snapshotter, strings.TrimSpace(out))
+	return nil
+}
+
+func dropCaches() error {
+	syscall.Sync()
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+}
+
+// erofsMissing says why containerd's own erofs snapshotter cannot run here; empty when it can.
+func erofsMissing(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "mkfs.erofs", "-V").CombinedOutput()
+	if err != nil && len(out) == 0 {
+		return "mkfs.erofs is not installed"
+	}
+	version := regexp.MustCompile(`(\d+)\.(\d+)`).FindStringSubmatch(string(out))
+	if version == nil {
+		return "mkfs.erofs does not tell its version"
+	}
+	var major, minor int
+	fmt.Sscan(version[1]+" "+version[2], &major, &minor)
+	if major < 1 || major == 1 && minor < 8 {
+		return fmt.Sprintf("mkfs.erofs is %s, containerd needs one that reads tar streams (1.8 or newer)", version[0])
+	}
+	return ""
+}
+
+func (d *demo) say(format string, args ...any) {
+	fmt.Fprintf(d.out, "[%5.1fs] %s\n", time.Since(d.started).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func (d *demo) image(layers []images.DemoLayer) {
+	fmt.Fprintf(d.out, "\nThe image (%s):\n\n", runtime.GOARCH)
+	for i, l := range layers {
+		size, _ := l.Layer.Size() // known since the layer was made
+		fmt.Fprintf(d.out, "  %d  %-46s %8s compressed\n", i+1, l.Title, mib(size))
+	}
+	fmt.Fprintln(d.out)
+}
+
+func (d *demo) table(results []result, s images.Savings) {
+	fmt.Fprintf(d.out, "\n  %-12s %10s %10s %14s %14s\n", "snapshotter", "pull", "first run", "cold read all", "disk")
+	measured := make(map[string]string)
+	for _, r := range results {
+		if r.skipped != "" {
+			fmt.Fprintf(d.out, "  %-12s skipped: %s\n", r.snapshotter, r.skipped)
+			continue
+		}
+		fmt.Fprintf(d.out, "  %-12s %10s %10s %14s %14s\n", r.snapshotter,
+			seconds(r.pull), seconds(r.run), seconds(r.verify), mib(r.disk))
+		measured[r.snapshotter] = fmt.Sprintf("   %s: %s measured", r.snapshotter, mib(r.disk))
+	}
+	fmt.Fprintln(d.out, "\nWhat there is to save, computed from the layers; file contents in blocks of 4 KiB:")
+	fmt.Fprintln(d.out)
+	row := func(what string, a images.Amount, note string) {
+		fmt.Fprintf(d.out, "  %-45s %10s in %6d files%s\n", what, mib(a.Blocks), a.Files, note)
+	}
+	row("all layers", s.Total, measured[node.Overlayfs])
+	row("- the same content again", s.Duplicate, "")
+	row("- overwritten later, seen by no container", s.Overwritten, "")
+	row("- deleted later, seen by no container", s.Deleted, "")
+	row("= visible contents, each once", s.Visible, measured[node.Squash])
+	fmt.Fprintln(d.out)
+}
+
+func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+
+func seconds(t time.Duration) string { return fmt.Sprintf("%.2f s", t.Seconds()) }
