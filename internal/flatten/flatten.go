@@ -18,8 +18,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
+	"strings"
 
 	"github.com/squash-snapshotter/squash/internal/layer"
 )
@@ -97,37 +97,48 @@ type entry struct {
 
 // list returns what a merged directory shows, in byte order.
 func list(dirs []*node) []entry {
+	if len(dirs) == 1 || dirs[0].opaque {
+		return listOne(dirs[0])
+	}
 	names := map[string]bool{}
-	single := true
-	for i, d := range dirs {
+	for _, d := range dirs {
 		for name := range d.children {
 			names[name] = true
 		}
-		single = i == 0
 		if d.opaque {
 			break
 		}
 	}
 	entries := make([]entry, 0, len(names))
-	for _, name := range slices.Sorted(maps.Keys(names)) {
-		var nodes []*node
-		if single {
-			if n := dirs[0].children[name]; n.typ != layer.TypeWhiteout {
-				nodes = []*node{n}
-			}
-		} else {
-			nodes = stack(dirs, name)
-		}
-		if len(nodes) > 0 {
+	for name := range names {
+		if nodes := stack(dirs, name); len(nodes) > 0 {
 			entries = append(entries, entry{name, nodes})
 		}
 	}
+	return sorted(entries)
+}
+
+// listOne is list for a directory that only one layer has, as most are.
+func listOne(d *node) []entry {
+	entries := make([]entry, 0, len(d.children))
+	nodes := make([]*node, 0, len(d.children))
+	for name, n := range d.children {
+		if n.typ != layer.TypeWhiteout {
+			nodes = append(nodes, n)
+			entries = append(entries, entry{name, nodes[len(nodes)-1 : len(nodes) : len(nodes)]})
+		}
+	}
+	return sorted(entries)
+}
+
+func sorted(entries []entry) []entry {
+	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(a.name, b.name) })
 	return entries
 }
 
 // Contents calls f for every content that the tree shows, once per file.
 func (t *Tree) Contents(f func(d layer.Digest, size int64)) {
-	seen := map[*node]bool{}
+	seen := map[*node]bool{} // those with several names
 	var visit func(dirs []*node)
 	visit = func(dirs []*node) {
 		for _, e := range list(dirs) {
@@ -135,7 +146,9 @@ func (t *Tree) Contents(f func(d layer.Digest, size int64)) {
 			case n.isDir():
 				visit(e.nodes)
 			case n.typ == layer.TypeReg && n.size > layer.InlineMax && !seen[n]:
-				seen[n] = true
+				if n.shared {
+					seen[n] = true
+				}
 				f(n.digest, n.size)
 			}
 		}

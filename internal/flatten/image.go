@@ -44,7 +44,7 @@ func (t *Tree) WriteSkeleton(ctx context.Context, w io.Writer) error {
 }
 
 func (t *Tree) write(ctx context.Context, w io.Writer, m *imager) (Stats, error) {
-	m.ctx = ctx
+	m.ctx, m.shared = ctx, map[*node]erofs.Ino{}
 	// The writer wants to know the pack's size at once, and images do not
 	// depend on how long the pack happens to be: placements are collected
 	// first, and the highest one counts.
@@ -81,7 +81,8 @@ type imager struct {
 	ctx    context.Context
 	w      *erofs.Writer
 	place  func(layer.Digest) (pack.Placement, error)
-	places map[layer.Digest]pack.Placement
+	blocks map[layer.Digest]uint32 // first block of each content
+	shared map[*node]erofs.Ino     // inodes that may have more names
 	stats  Stats
 }
 
@@ -89,10 +90,10 @@ func (m *imager) locate(t *Tree) (end uint32, err error) {
 	if m.place == nil {
 		return 0, nil
 	}
-	m.places = map[layer.Digest]pack.Placement{}
+	m.blocks = map[layer.Digest]uint32{}
 	t.Contents(func(d layer.Digest, size int64) {
 		m.stats.Contents++
-		if _, ok := m.places[d]; ok || err != nil {
+		if _, ok := m.blocks[d]; ok || err != nil {
 			return
 		}
 		var p pack.Placement
@@ -104,7 +105,7 @@ func (m *imager) locate(t *Tree) (end uint32, err error) {
 			err = fmt.Errorf("flat image: content sha256:%x has %d bytes in the pack and %d in the TOC: %w", d[:], p.Size, size, layer.ErrDamaged)
 			return
 		}
-		m.places[d] = p
+		m.blocks[d] = p.Block
 		end = max(end, uint32(p.End()))
 	})
 	return end, err
@@ -138,8 +139,8 @@ func (m *imager) directory(dir erofs.Ino, nodes []*node) error {
 
 // add writes a node's inode, once however many names it has.
 func (m *imager) add(n *node) (erofs.Ino, error) {
-	if n.written {
-		return n.ino, nil
+	if ino, ok := m.shared[n]; ok {
+		return ino, nil
 	}
 	in := erofs.Inode{Mode: n.mode | formatOf(n.typ), UID: n.uid, GID: n.gid,
 		Mtime: n.mtime, MtimeNsec: n.mtimeNsec, Rdev: n.rdev, Target: n.target}
@@ -155,7 +156,7 @@ func (m *imager) add(n *node) (erofs.Ino, error) {
 		if n.size <= layer.InlineMax {
 			in.Inline = n.inline
 		} else {
-			in.Extents = []erofs.Extent{{Device: packDevice, Block: m.places[n.digest].Block, Length: n.size}}
+			in.Extents = []erofs.Extent{{Device: packDevice, Block: m.blocks[n.digest], Length: n.size}}
 		}
 	}
 	ino, err := m.w.Add(in)
@@ -163,8 +164,8 @@ func (m *imager) add(n *node) (erofs.Ino, error) {
 		return 0, err
 	}
 	m.stats.Inodes++
-	if !n.isDir() {
-		n.written, n.ino = true, ino
+	if n.shared {
+		m.shared[n] = ino
 	}
 	return ino, nil
 }

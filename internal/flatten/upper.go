@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/squash-snapshotter/squash/internal/erofs"
 	"github.com/squash-snapshotter/squash/internal/layer"
 	"golang.org/x/sys/unix"
 )
@@ -31,11 +30,8 @@ type node struct {
 	target string
 	rdev   uint64
 
+	shared   bool             // has, or had, several names
 	children map[string]*node // TypeDir
-
-	// Set while an image is written.
-	written bool
-	ino     erofs.Ino
 }
 
 func newDir() *node {
@@ -92,12 +88,18 @@ func (u *upper) add(e *layer.Entry) error {
 		return nil // an opaque root hides nothing
 	}
 	if e.Type == layer.TypeOpaque {
-		u.parent(e.Path).opaque = true
-		return nil
+		dir, err := u.parent(e.Path)
+		if err == nil {
+			dir.opaque = true
+		}
+		return err
 	}
 	dir, name := path.Split(e.Path)
 	name = strings.Clone(name) // not the whole path, for as long as the tree lives
-	parent := u.parent(strings.TrimSuffix(dir, "/"))
+	parent, err := u.parent(strings.TrimSuffix(dir, "/"))
+	if err != nil {
+		return err
+	}
 	old := parent.children[name]
 	switch e.Type {
 	case layer.TypeWhiteout:
@@ -151,9 +153,13 @@ func (u *upper) link(parent *node, name string, e *layer.Entry) error {
 		if below == nil || below.isDir() {
 			return fmt.Errorf("hardlink %q: its target %q is in none of the layers: %w", e.Path, e.Target, errdefs.ErrFailedPrecondition)
 		}
+		targetDir, err := u.parent(strings.TrimSuffix(dir, "/"))
+		if err != nil {
+			return err
+		}
 		up := *below
 		target = &up
-		u.parent(strings.TrimSuffix(dir, "/")).children[strings.Clone(base)] = target
+		targetDir.children[strings.Clone(base)] = target
 	}
 	if target.isDir() {
 		return fmt.Errorf("hardlink %q: its target %q is a directory: %w", e.Path, e.Target, errdefs.ErrFailedPrecondition)
@@ -167,6 +173,7 @@ func (u *upper) link(parent *node, name string, e *layer.Entry) error {
 		u.lastNode = nil
 	}
 	parent.children[name] = target
+	target.shared = true
 	return nil
 }
 
@@ -181,10 +188,10 @@ func (u *upper) finish() {
 }
 
 // parent returns the directory that p leads to within this layer, and makes
-// what is missing of it.
-func (u *upper) parent(p string) *node {
+// what is missing of it. ErrInvalidArgument: its symlinks lead round and round.
+func (u *upper) parent(p string) (*node, error) {
 	if u.lastNode != nil && u.lastDir == p {
-		return u.lastNode
+		return u.lastNode, nil
 	}
 	w := walk{root: u.root, rest: p}
 	for w.next() {
@@ -195,8 +202,11 @@ func (u *upper) parent(p string) *node {
 		}
 		w.enter(n)
 	}
+	if w.lost {
+		return nil, fmt.Errorf("directory %q: too many symlinks on the way: %w", p, errdefs.ErrInvalidArgument)
+	}
 	u.lastDir, u.lastNode = strings.Clone(p), w.at
-	return w.at
+	return w.at, nil
 }
 
 // imply makes a directory that the layer needs and does not state: like the

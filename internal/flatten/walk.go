@@ -8,8 +8,14 @@ import (
 	"github.com/squash-snapshotter/squash/internal/layer"
 )
 
-// maxLinks bounds the symlinks met on one path.
-const maxLinks = 255
+// A path may lead through symlinks to another one, within the kernel's limits
+// and those of containerd: symlinks met, bytes still ahead, names from the root.
+const (
+	maxLinks = 255
+	maxAhead = 16 * pathMax
+	maxTrail = pathMax / 2
+	pathMax  = 4096
+)
 
 // walk leads along a path through one layer's tree. Symlinks are followed
 // within the tree: their targets never lead above its root.
@@ -21,9 +27,11 @@ type walk struct {
 	rest  string   // what is still ahead
 	name  string   // component that next has found ahead
 	links int
+	lost  bool // the limits were reached
 }
 
-// next finds the next component that is a name; false at the end of the path.
+// next finds the next component that is a name; false at the end of the path,
+// or when the walk is lost.
 // The caller either enters a directory under that name or stops.
 func (w *walk) next() bool {
 	if w.at == nil {
@@ -39,10 +47,15 @@ func (w *walk) next() bool {
 			continue
 		}
 		n := w.at.children[w.name]
-		if n == nil || n.typ != layer.TypeSymlink || w.links >= maxLinks {
-			return true
+		if n == nil || n.typ != layer.TypeSymlink {
+			w.lost = w.links > 0 && len(w.trail) >= maxTrail
+			return !w.lost
 		}
 		w.links++
+		if w.links > maxLinks || len(n.target)+len(w.rest) > maxAhead {
+			w.lost = true
+			return false
+		}
 		if strings.HasPrefix(n.target, "/") {
 			w.at, w.trail, w.nodes = w.root, w.trail[:0], w.nodes[:0]
 		}
@@ -77,7 +90,7 @@ func (w *walk) path() string {
 }
 
 // find returns what p leads to in one layer's tree, the last symlink followed
-// too; nil if there is no such name.
+// too; nil if there is no such name, or none that could be reached.
 func (u *upper) find(root *node, p string) *node {
 	if root == u.root && u.lastNode != nil && u.lastDir == p {
 		return u.lastNode
@@ -94,6 +107,9 @@ func (u *upper) find(root *node, p string) *node {
 			return n
 		}
 		w.enter(n)
+	}
+	if w.lost {
+		return nil
 	}
 	return w.at
 }

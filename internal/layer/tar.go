@@ -19,6 +19,10 @@ const (
 	whiteoutPrefix = ".wh."
 	opaqueMarker   = ".wh..wh..opq"
 	paxXattr       = "SCHILY.xattr."
+
+	// maxTarPath is what a system call takes: no unpacker could make longer
+	// ones, and deep trees are not cheap.
+	maxTarPath = 4095
 )
 
 // FromTar reads an OCI layer's tar stream up to the end of the archive: its
@@ -92,6 +96,9 @@ func (r ctxReader) Read(b []byte) (int, error) {
 // set for what says nothing about the tree.
 func fromHeader(h *tar.Header) (e Entry, skip bool, err error) {
 	e = Entry{Path: clean(h.Name)}
+	if n := max(len(h.Name), len(h.Linkname)); n > maxTarPath {
+		return e, false, fmt.Errorf("path of %d bytes: %w", n, errdefs.ErrInvalidArgument)
+	}
 	if dir, base := path.Split(e.Path); strings.HasPrefix(base, whiteoutPrefix) {
 		dir = strings.TrimSuffix(dir, "/")
 		if base == opaqueMarker {

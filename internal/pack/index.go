@@ -17,6 +17,7 @@ import (
 	"slices"
 
 	"github.com/containerd/log"
+	"github.com/squash-snapshotter/squash/internal/failpoint"
 	"golang.org/x/sys/unix"
 )
 
@@ -133,6 +134,7 @@ func loadIndex(ctx context.Context, dir string) (files []*indexFile, whole bool,
 				if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 					return nil, false, fmt.Errorf("pack: remove unfinished index file: %w", err)
 				}
+				failpoint.Hit("index.remove")
 			}
 			continue
 		}
@@ -156,6 +158,7 @@ func loadIndex(ctx context.Context, dir string) (files []*indexFile, whole bool,
 			if err := os.Remove(path); err != nil {
 				return nil, false, fmt.Errorf("pack: remove replaced index file: %w", err)
 			}
+			failpoint.Hit("index.remove")
 			continue
 		}
 		x, err := openIndexFile(path)
@@ -189,10 +192,12 @@ func publishIndex(dir string, g span, records []record, sync bool) (_ *indexFile
 			os.Remove(path)
 		}
 	}()
+	failpoint.Hit("index.create")
 	w := bufio.NewWriterSize(f, 1<<20)
 	if err := errors.Join(writeIndex(w, g, records), w.Flush()); err != nil {
 		return nil, fmt.Errorf("pack: write index file: %w", err)
 	}
+	failpoint.Hit("index.write")
 	if sync {
 		if err := f.Sync(); err != nil {
 			return nil, fmt.Errorf("pack: sync index file: %w", err)
@@ -204,6 +209,7 @@ func publishIndex(dir string, g span, records []record, sync bool) (_ *indexFile
 	if err := os.Rename(path+tmpSuffix, path); err != nil {
 		return nil, fmt.Errorf("pack: publish index file: %w", err)
 	}
+	failpoint.Hit("index.rename")
 	if sync {
 		if err := syncDir(dir); err != nil {
 			return nil, err

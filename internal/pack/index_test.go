@@ -245,13 +245,19 @@ func TestDamagedIndexFile(t *testing.T) {
 					t.Errorf("stored again at %+v (%v), pack had %d bytes", p, err, size)
 				}
 			}
+			var later []Digest
 			for i := range 10 { // no merge may cover the damaged file
-				store(t, s, noise(uint64(20+i), 10))
+				later = append(later, store(t, s, noise(uint64(20+i), 10))...)
 			}
+			check(t, s)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, dir)
+			wantOnly(t, s, slices.Concat(ds, later)...)
 			if got, err := os.ReadFile(bad); err != nil || !bytes.Equal(got, b) {
 				t.Errorf("damaged file was changed: %v", err)
 			}
-			check(t, s)
 		})
 	}
 }
@@ -311,5 +317,50 @@ func TestTruncatedPackFileOpens(t *testing.T) {
 	closeWriter(t, w)
 	if p, err := again.Lookup(sha256.Sum256(noise(3, 100))); err != nil || uint64(p.Block) < blocksOf(5000)+blocksOf(3*smallContent) {
 		t.Errorf("placed at %+v, %v", p, err)
+	}
+}
+
+func TestReferrersDecideWhetherDamageIsGivenUp(t *testing.T) {
+	for _, sound := range []bool{true, false} {
+		dir := t.TempDir()
+		s := open(t, dir)
+		kept, lost := store(t, s, noise(1, 5000)), store(t, s, noise(2, 5000))
+		p, err := s.Lookup(kept[0])
+		bad := s.files[1].path
+		if err := errors.Join(err, s.Close(), os.WriteFile(bad, []byte("damaged"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		s, err = Open(t.Context(), dir, Referrers(func(begins func(uint32) bool) (bool, error) {
+			if !begins(p.Block) || begins(p.Block+1) || begins(1000) {
+				t.Errorf("contents begin elsewhere than at block %d", p.Block)
+			}
+			return sound, nil
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		check(t, s)
+		wantOnly(t, s, kept...)
+		if _, err := os.Stat(bad); os.IsNotExist(err) != sound {
+			t.Errorf("sound %t, damaged file: %v", sound, err)
+		}
+		_, err = beginMark(t, s).Sweep()
+		if sound != (err == nil) {
+			t.Errorf("sound %t: sweep: %v", sound, err)
+		}
+		// Blocks come into use again only if nobody refers to them.
+		end := s.space.used.end()
+		if again := store(t, s, noise(2, 5000)); again[0] != lost[0] {
+			t.Error("another content")
+		}
+		if p, err := s.Lookup(lost[0]); err != nil || !sound && uint64(p.Block) < end {
+			t.Errorf("sound %t: stored again at %+v, %v", sound, p, err)
+		}
+		check(t, s)
+	}
+	refused := errors.New("no idea")
+	if _, err := Open(t.Context(), t.TempDir(), Referrers(func(func(uint32) bool) (bool, error) { return false, refused })); !errors.Is(err, refused) {
+		t.Errorf("error of the referrers: %v", err)
 	}
 }

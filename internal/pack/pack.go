@@ -25,10 +25,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/squash-snapshotter/squash/internal/failpoint"
 	"golang.org/x/sys/unix"
 )
 
@@ -61,8 +63,13 @@ type Store struct {
 //
 // A damaged index file does not keep the store from opening: its contents are
 // missing (ErrNotFound on Lookup), and from then on no block of the existing
-// pack is reused, for it is not known which of them are in use.
-func Open(ctx context.Context, dir string) (_ *Store, err error) {
+// pack is reused, for it is not known which of them are in use; unless a
+// Referrers option knows.
+func Open(ctx context.Context, dir string, opts ...Option) (_ *Store, err error) {
+	var o options
+	for _, opt := range opts {
+		opt(&o)
+	}
 	s := &Store{dir: dir, writers: map[*Writer]bool{}}
 	if err := os.MkdirAll(s.indexDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("pack: %w", err)
@@ -83,15 +90,29 @@ func Open(ctx context.Context, dir string) (_ *Store, err error) {
 		return nil, fmt.Errorf("pack: %w", err)
 	}
 	s.size = uint64(st.Size()+BlockSize-1) / BlockSize
+	var begins blockSet
 	for _, x := range s.files {
 		for r := range x.all() {
 			s.space.used.setRange(uint64(r.place.Block), uint64(r.place.Blocks))
+			begins.setRange(uint64(r.place.Block), 1)
 		}
 		s.next = max(s.next, x.last+1)
 	}
 	if end := s.space.used.end(); end > s.size {
 		log.G(ctx).WithFields(log.Fields{"path": s.Path(), "blocks": s.size, "expected": end}).Error("pack: the pack file is shorter than its index says: contents at its end are lost")
 		s.size = end
+	}
+	if o.referrers != nil {
+		sound, err := o.referrers(func(block uint32) bool { return begins.has(uint64(block)) })
+		if err != nil {
+			return nil, err
+		}
+		if sound && !s.whole {
+			if err := s.discardDamaged(ctx); err != nil {
+				return nil, err
+			}
+		}
+		s.whole = sound
 	}
 	if !s.whole {
 		// Which blocks the damaged file spoke for is unknown: none is free.
@@ -107,6 +128,42 @@ func Open(ctx context.Context, dir string) (_ *Store, err error) {
 		}
 	}
 	return s, s.reclaim()
+}
+
+// Option changes how a store is opened.
+type Option func(*options)
+
+type options struct {
+	referrers func(begins func(block uint32) bool) (sound bool, err error)
+}
+
+// Referrers names whoever refers to the pack by block addresses. It is asked,
+// before any block is taken back, whether every content that is referred to is
+// in the index; begins tells whether one begins at a block. If so (sound),
+// damaged index files can be given up. If not, no block is ever taken back.
+func Referrers(ask func(begins func(block uint32) bool) (sound bool, err error)) Option {
+	return func(o *options) { o.referrers = ask }
+}
+
+// discardDamaged removes the index files that could not be read.
+func (s *Store) discardDamaged(ctx context.Context) error {
+	names, err := os.ReadDir(s.indexDir())
+	if err != nil {
+		return fmt.Errorf("pack: %w", err)
+	}
+	for _, e := range names {
+		g, ok := parseIndexName(e.Name())
+		if !ok || slices.ContainsFunc(s.files, func(x *indexFile) bool { return x.span == g }) {
+			continue
+		}
+		s.next = max(s.next, g.last+1)
+		if err := os.Remove(filepath.Join(s.indexDir(), e.Name())); err != nil {
+			return fmt.Errorf("pack: remove damaged index file: %w", err)
+		}
+		failpoint.Hit("index.remove")
+		log.G(ctx).WithField("path", e.Name()).Warn("pack: damaged index file removed; nothing shows its contents, and they are stored again when they are needed")
+	}
+	return nil
 }
 
 // reclaim punches out every free block: what a crash left in segments that
@@ -129,6 +186,7 @@ func (s *Store) fit() error {
 		return fmt.Errorf("pack: cut the pack to %d blocks: %w", end, err)
 	}
 	s.size = end
+	failpoint.Hit("pack.truncate")
 	return nil
 }
 
@@ -138,6 +196,7 @@ func (s *Store) punch(first, n uint64) error {
 	if err != nil {
 		return fmt.Errorf("pack: punch out blocks %d+%d: %w", first, n, err)
 	}
+	failpoint.Hit("pack.punch")
 	return nil
 }
 
@@ -267,6 +326,7 @@ func (s *Store) replaceFiles(files []*indexFile) error {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = errors.Join(errs, fmt.Errorf("pack: remove replaced index file: %w", err))
 		}
+		failpoint.Hit("index.remove")
 	}
 	return errs
 }

@@ -35,12 +35,12 @@ func seeds(f *testing.F) {
 func FuzzBlockSet(f *testing.F) {
 	seeds(f)
 	f.Fuzz(func(t *testing.T, input []byte) {
-		const limit = 700
+		const limit = 260
 		c := &choices{input}
 		var s blockSet
-		model := map[uint64]bool{}
+		var model [3 * limit]bool
 		for c.more() {
-			first, n := uint64(c.n(limit)), uint64(c.n(200))
+			first, n := uint64(c.n(limit)), uint64(c.n(limit))
 			add := c.n(2) == 0
 			if add {
 				s.setRange(first, n)
@@ -48,37 +48,35 @@ func FuzzBlockSet(f *testing.F) {
 				s.clearRange(first, n)
 			}
 			for b := first; b < first+n; b++ {
-				if add {
-					model[b] = true
-				} else {
-					delete(model, b)
-				}
+				model[b] = add
 			}
 		}
 		end := uint64(0)
-		for b := range model {
-			end = max(end, b+1)
+		for b, member := range model {
+			if member {
+				end = uint64(b) + 1
+			}
 		}
 		if got := s.end(); got != end {
 			t.Errorf("end %d, want %d", got, end)
 		}
-		for b := range uint64(limit + 300) {
+		for b := range uint64(2 * limit) {
 			if s.has(b) != model[b] {
 				t.Fatalf("has %d: %t", b, s.has(b))
 			}
 			for _, want := range []bool{true, false} {
 				next := b
-				for next < 2*limit && model[next] != want {
+				for next < uint64(len(model)) && model[next] != want {
 					next++
 				}
 				got, ok := s.next(b, want)
-				if ok != (next < 2*limit) || ok && got != next {
+				if ok != (next < uint64(len(model))) || ok && got != next {
 					t.Fatalf("next %d, %t: %d, %t; want %d", b, want, got, ok, next)
 				}
 			}
 		}
 		for _, limit := range []uint64{0, 1, 64, 65, end, end + 100} {
-			covered := map[uint64]bool{}
+			covered := make([]bool, limit)
 			last := uint64(0)
 			for first, n := range s.gaps(limit) {
 				if n == 0 || first < last || last > 0 && first == last {

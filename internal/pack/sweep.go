@@ -125,7 +125,7 @@ func (m *Mark) Sweep() (SweepStats, error) {
 		return SweepStats{}, fmt.Errorf("pack: this mark has ended: %w", errdefs.ErrFailedPrecondition)
 	}
 	if !s.whole {
-		return SweepStats{}, fmt.Errorf("pack: an index file is damaged, nothing is freed: %w", errdefs.ErrFailedPrecondition)
+		return SweepStats{}, fmt.Errorf("pack: an index file is damaged or missing, so it is not known which blocks are in use, and nothing is freed: %w", errdefs.ErrFailedPrecondition)
 	}
 	files, dead, err := m.cut()
 	if err != nil || len(dead) == 0 {

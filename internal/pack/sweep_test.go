@@ -287,3 +287,30 @@ func TestEmptyContentAndItsNeighbour(t *testing.T) {
 		check(t, s)
 	}
 }
+
+func TestWriterLookupPins(t *testing.T) {
+	s := open(t, t.TempDir())
+	ds := store(t, s, noise(1, 100), noise(2, 200), noise(3, 300))
+	w := s.Begin()
+	want, err := s.Lookup(ds[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := w.Lookup(ds[0]); err != nil || p != want {
+		t.Errorf("%+v, %v; want %+v", p, err, want)
+	}
+	if _, err := w.Lookup(Digest{1}); !errdefs.IsNotFound(err) {
+		t.Errorf("unknown content: %v", err)
+	}
+	m := beginMark(t, s)
+	p, err := s.Lookup(ds[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.KeepBlock(p.Block)
+	sweep(t, m)
+	wantOnly(t, s, ds[:2]...)
+	closeWriter(t, w)
+	sweepAllBut(t, s)
+	wantOnly(t, s)
+}

@@ -14,6 +14,7 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
+	"github.com/squash-snapshotter/squash/internal/failpoint"
 )
 
 const (
@@ -183,6 +184,7 @@ func (w *Writer) writeChunk(b []byte, block uint64) (stored uint64, err error) {
 		}
 		stored += uint64(to-from) / BlockSize
 		_, err := w.s.file.WriteAt(b[from:to], int64(block)*BlockSize+int64(from))
+		failpoint.Hit("pack.write")
 		return err
 	}
 	start := 0
@@ -264,6 +266,7 @@ func (w *Writer) flush() error {
 		if _, err := w.s.file.WriteAt(w.out, int64(w.seg.flushed)*BlockSize); err != nil {
 			return err
 		}
+		failpoint.Hit("pack.write")
 		w.seg.flushed += uint64(len(w.out)) / BlockSize
 		w.seg.dirty = max(w.seg.dirty, w.seg.flushed)
 		w.out = w.out[:0]
