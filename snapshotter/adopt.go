@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/squash-snapshotter/squash/internal/failpoint"
 	"github.com/squash-snapshotter/squash/internal/mounts"
 	"golang.org/x/sys/unix"
 )
@@ -43,6 +45,7 @@ func (s *Snapshotter) adoptMounts(ctx context.Context) error {
 		if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("unmount %s, whose image is gone: %w", target, err)
 		}
+		failpoint.Hit("mount.remove")
 		log.G(ctx).WithFields(log.Fields{"target": target, "image": m.Image}).Warn("unmounted a flat image that is not of this store")
 	}
 	// Mount points without a mount are left from a crash between the two.
@@ -56,8 +59,30 @@ func (s *Snapshotter) adoptMounts(ctx context.Context) error {
 				if err := os.Remove(path); err != nil {
 					return err
 				}
+				failpoint.Hit("mountpoint.remove")
 			}
 		}
 	}
 	return nil
+}
+
+// probeOverlay makes sure that snapshots can be upper directories of overlayfs,
+// which containers would otherwise be the first to find out.
+func (s *Snapshotter) probeOverlay() error {
+	dir, err := os.MkdirTemp(s.snapshotsDir(), newPrefix)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	for _, name := range []string{"fs", "work", "lower", "merged"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			return err
+		}
+	}
+	merged := filepath.Join(dir, "merged")
+	options := fmt.Sprintf("index=off,metacopy=off,redirect_dir=off,workdir=%[1]s/work,upperdir=%[1]s/fs,lowerdir=%[1]s/lower", dir)
+	if err := unix.Mount("overlay", merged, "overlay", 0, options); err != nil {
+		return fmt.Errorf("overlayfs does not take directories below %s as upper ones (%w): let root be on a local disk file system such as ext4, or xfs with ftype=1, and not on overlayfs: %w", s.root, err, errdefs.ErrFailedPrecondition)
+	}
+	return unix.Unmount(merged, unix.MNT_DETACH)
 }

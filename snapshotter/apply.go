@@ -92,6 +92,11 @@ func (s *Snapshotter) apply(ctx context.Context, desc ocispec.Descriptor, t targ
 	if err := s.checkActive(ctx, t.id); err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	if done, ok := s.claim(t.id); ok {
+		defer done()
+	} else {
+		return ocispec.Descriptor{}, fmt.Errorf("another layer is going into it at this moment: %w", errdefs.ErrFailedPrecondition)
+	}
 	if exists(s.toc(t.id)) {
 		return ocispec.Descriptor{}, fmt.Errorf("it holds a layer already: prepare another snapshot: %w", errdefs.ErrFailedPrecondition)
 	}
@@ -114,11 +119,26 @@ func (s *Snapshotter) apply(ctx context.Context, desc ocispec.Descriptor, t targ
 		err = applyFiles(ctx, t, stream)
 	}
 	if err != nil {
-		s.askCollect() // the snapshot may have been removed and collected before all of this was made
+		s.askSweep() // the snapshot may have been removed and collected before all of this was made
 		return ocispec.Descriptor{}, err
 	}
 	size, id := stream.sum()
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: size, Digest: id}, nil
+}
+
+// claim lets one Apply at a time have a snapshot.
+func (s *Snapshotter) claim(id string) (done func(), ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.applying[id] {
+		return nil, false
+	}
+	s.applying[id] = true
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.applying, id)
+	}, true
 }
 
 // checkActive makes sure that the snapshot is there and open for changes.
@@ -169,7 +189,7 @@ func (s *Snapshotter) applyStream(ctx context.Context, desc ocispec.Descriptor, 
 		return err
 	}
 	if err := s.checkActive(ctx, id); err != nil {
-		s.askCollect()
+		s.askSweep()
 		return err
 	}
 	_, diffID := stream.sum()

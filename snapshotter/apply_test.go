@@ -217,7 +217,7 @@ func TestDiffIDIsThatOfTheWholeStream(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, mounts.ModeAuto)
 	ctx := context.Background()
-	layer := append(treetest.Layer(treetest.File("f", noise(30_000, 1))), make([]byte, 100_000)...)
+	layer := append(treetest.Layer(treetest.File("f", noise(30_000, 1))), make([]byte, 12<<20)...) // more than is read ahead
 	layer = append(layer, "behind the end"...)
 	for i, c := range []struct {
 		mediaType string
@@ -297,6 +297,13 @@ func TestASnapshotThatIsRemovedWhileApplyRunsLeavesNothing(t *testing.T) {
 			}()
 			<-g.reached
 			must(t, n.Remove(ctx, "ns/1/extract-x"))
+			waitFor(t, "the collection that the removal asked for", func() error {
+				if len(n.garbage) > 0 {
+					return errors.New("not begun")
+				}
+				return nil
+			})
+			must(t, n.Cleanup(ctx))
 			must(t, n.Cleanup(ctx))
 			close(g.open)
 			if err := <-done; !errdefs.IsNotFound(err) {
@@ -328,7 +335,7 @@ func TestApplyToASnapshotThatWasPreparedForUseWritesFiles(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, mounts.ModeAuto)
 	ctx := context.Background()
-	img := sample(1)
+	img := crashImage(0)
 	for _, parent := range []image{nil, img[:2]} {
 		key := fmt.Sprintf("ns/9/plain key on %d layers", len(parent))
 		top := ""

@@ -6,15 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/squash-snapshotter/squash/internal/failpoint"
 	"github.com/squash-snapshotter/squash/internal/layer"
 	"github.com/squash-snapshotter/squash/internal/mounts"
 )
@@ -22,7 +21,7 @@ import (
 // Remove forgets a snapshot. It holds up every Prepare of this snapshotter, so
 // mounts, files and content are left to Cleanup and to the background.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+	err := s.update(ctx, func(ctx context.Context) error {
 		_, _, err := storage.Remove(ctx, key)
 		return err
 	})
@@ -118,12 +117,14 @@ func (s *Snapshotter) collect(ctx context.Context, sweep bool) error {
 	errs = errors.Join(errs, err)
 	for _, id := range layers {
 		errs = errors.Join(errs, os.RemoveAll(s.layer(id)))
+		failpoint.Hit("layer.remove")
 		s.mu.Lock()
 		delete(s.layers, id)
 		s.mu.Unlock()
 	}
 	if len(layers) > 0 || dropped > 0 || sweep {
 		errs = errors.Join(errs, s.sweep(ctx, ids))
+		s.changed.Add(1)
 	}
 	return errs
 }
@@ -260,71 +261,18 @@ func (s *Snapshotter) dropFlat(c chain, began uint64) error {
 	if err := s.mounter.Unmount(s.flatMount(c)); err != nil {
 		return err
 	}
+	failpoint.Hit("mount.remove")
 	if err := os.Remove(s.flatMount(c)); err != nil && !os.IsNotExist(err) {
 		return err
 	}
+	failpoint.Hit("mountpoint.remove")
 	if err := os.Remove(s.image(c)); err != nil {
 		return err
 	}
+	failpoint.Hit("image.remove")
 	if err := os.Remove(s.refs(c)); err != nil && !os.IsNotExist(err) {
 		return err
 	}
-	return nil
-}
-
-// recover brings the files into the order that the metastore demands, after
-// whatever ended the daemon that had them before.
-func (s *Snapshotter) recover(ctx context.Context) error {
-	root := os.DirFS(s.root) // patterns do not apply to the root's own name
-	for _, pattern := range []string{"images/*" + tmpSuffix, "layers/*/*" + tmpSuffix} {
-		unfinished, err := fs.Glob(root, pattern)
-		if err != nil {
-			return err
-		}
-		for _, path := range unfinished {
-			if err := os.RemoveAll(filepath.Join(s.root, path)); err != nil {
-				return err
-			}
-		}
-	}
-	refs, err := fs.Glob(root, "images/*"+refsSuffix)
-	if err != nil {
-		return err
-	}
-	for _, path := range refs {
-		path = filepath.Join(s.root, path)
-		if !exists(strings.TrimSuffix(path, refsSuffix) + imageSuffix) {
-			if err := os.Remove(path); err != nil {
-				return err
-			}
-		}
-	}
-	var ids known
-	if err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		ids, err = knownSnapshots(ctx)
-		return err
-	}); err != nil {
-		return fmt.Errorf("read the metastore: %w", err)
-	}
-	// A crash between the making of a directory and the commit of its
-	// transaction leaves one whose ID the metastore is going to give again:
-	// they must be gone before anything is prepared.
-	orphans, err := unknownNames(s.snapshotsDir(), ids)
-	if err != nil {
-		return err
-	}
-	for _, id := range orphans {
-		if err := os.RemoveAll(s.snapshot(id)); err != nil {
-			return err
-		}
-	}
-	if err := s.adoptMounts(ctx); err != nil {
-		return err
-	}
-	for id, info := range ids {
-		if info.Kind == snapshots.KindCommitted && exists(s.snapshot(id)) {
-			s.background(func(ctx context.Context) { s.settle(ctx, info.Name, id) })
-		}
-	}
+	failpoint.Hit("refs.remove")
 	return nil
 }

@@ -9,13 +9,16 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/squash-snapshotter/squash/internal/failpoint"
 	"github.com/squash-snapshotter/squash/internal/layer"
+	"github.com/squash-snapshotter/squash/internal/pack"
 )
 
 // Commit makes an active snapshot a committed one. containerd calls it inside
@@ -23,7 +26,7 @@ import (
 // whatever the size of the layer; an upper directory is taken in afterwards.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
 	var id string
-	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
+	err := s.update(ctx, func(ctx context.Context) (err error) {
 		if id, _, _, err = storage.GetInfo(ctx, key); err != nil {
 			return err
 		}
@@ -38,6 +41,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return fmt.Errorf("commit %s: %w", key, err)
 	}
+	s.changed.Add(1)
 	extract := exists(s.extractMark(id))
 	s.background(func(ctx context.Context) { s.settle(ctx, name, id) })
 	if extract && s.cfg.OnCommit != nil {
@@ -66,11 +70,14 @@ func (s *Snapshotter) checkUntouched(id string) error {
 // TOC and goes.
 func (s *Snapshotter) settle(ctx context.Context, name, id string) {
 	_, err := s.summary(ctx, id)
+	if _, serr := s.readSource(id); err == nil && serr != nil && !exists(s.durable(id)) {
+		s.makeDurable(ctx, id) // nothing but the upper directory could bring it back
+	}
 	if err == nil {
 		err = s.dropUpper(id)
 	}
 	if known, kerr := s.knows(ctx, id); kerr == nil && !known {
-		s.askCollect() // removed meanwhile: the collection that followed may have come before the TOC
+		s.askSweep() // removed meanwhile: the collection that followed may have come before the TOC
 		return
 	}
 	if err != nil && ctx.Err() == nil {
@@ -93,14 +100,30 @@ func (s *Snapshotter) dropUpper(id string) error {
 	if err := s.dropSkeleton(id); err != nil {
 		return err
 	}
-	return os.RemoveAll(s.snapshot(id))
+	if err := os.RemoveAll(s.snapshot(id)); err != nil {
+		return err
+	}
+	failpoint.Hit("snapshot.remove")
+	return nil
+}
+
+// makeTOC makes the TOC of a committed snapshot that has none, from whatever
+// is left of the layer.
+func (s *Snapshotter) makeTOC(ctx context.Context, id string) error {
+	if exists(s.toc(id)) {
+		return nil
+	}
+	if why, err := os.ReadFile(s.lost(id)); err == nil {
+		return fmt.Errorf("layer %s was lost with a power cut (%s): remove its image and pull or build it again: %w", id, strings.TrimSpace(string(why)), errdefs.ErrFailedPrecondition)
+	}
+	if src, err := s.readSource(id); err == nil {
+		return s.retake(ctx, id, src)
+	}
+	return s.convert(ctx, id)
 }
 
 // convert takes in the upper directory of a committed snapshot.
 func (s *Snapshotter) convert(ctx context.Context, id string) error {
-	if exists(s.toc(id)) {
-		return nil
-	}
 	upper := s.upper(id)
 	if !exists(upper) {
 		return fmt.Errorf("layer %s has neither a table of contents nor an upper directory: remove the image and pull it again: %w", id, errdefs.ErrFailedPrecondition)
@@ -138,10 +161,12 @@ func (s *Snapshotter) intake(id string) (*intake, error) {
 	if err := os.MkdirAll(s.layer(id), 0o700); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("layer.mkdir")
 	f, err := os.CreateTemp(s.layer(id), "toc-*"+tmpSuffix)
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("toc.create")
 	return &intake{s: s, id: id, file: f, pack: &packWriter{s.pack.Begin()}}, nil
 }
 
@@ -158,22 +183,17 @@ func (in *intake) take(from func(*layer.Writer, layer.ContentStore) error) error
 	if in.sum, err = toc.Finish(); err != nil {
 		return err
 	}
-	return b.Flush()
+	if err := b.Flush(); err != nil {
+		return err
+	}
+	failpoint.Hit("toc.write")
+	return nil
 }
 
 // publish makes contents and TOC visible, in this order.
 func (in *intake) publish(ctx context.Context) error {
 	s, sync := in.s, in.s.cfg.Durability == DurabilitySync
 	if err := in.pack.Publish(sync); err != nil {
-		return err
-	}
-	st, err := in.file.Stat()
-	if err != nil {
-		return err
-	}
-	stats := in.pack.Stats()
-	usage := snapshots.Usage{Size: int64(stats.StoredBytes) + st.Size(), Inodes: int64(in.sum.Entries)}
-	if err := writeUsage(s.usage(in.id), usage); err != nil {
 		return err
 	}
 	if sync {
@@ -184,8 +204,10 @@ func (in *intake) publish(ctx context.Context) error {
 	if err := os.Rename(in.file.Name(), s.toc(in.id)); err != nil {
 		return err
 	}
+	failpoint.Hit("toc.rename")
+	s.changed.Add(1)
 	if sync {
-		return errors.Join(syncDir(s.layer(in.id)), syncDir(s.layersDir()))
+		return s.markDurable(in.id)
 	}
 	s.background(func(ctx context.Context) { s.makeDurable(ctx, in.id) })
 	return nil
@@ -198,11 +220,32 @@ func (s *Snapshotter) makeDurable(ctx context.Context, id string) {
 		err = syncFile(s.toc(id))
 	}
 	if err == nil {
-		err = errors.Join(syncDir(s.layer(id)), syncDir(s.layersDir()))
+		err = s.markDurable(id)
 	}
 	if err != nil && !os.IsNotExist(err) && ctx.Err() == nil {
-		log.G(ctx).WithError(err).WithField("layer", id).Error("could not make a layer durable: it may be lost by a power cut")
+		log.G(ctx).WithError(err).WithField("layer", id).Error("could not make a layer durable: after a power cut it will have to be verified")
 	}
+}
+
+// markDurable notes that all of a layer is on the disk, and syncs the note.
+func (s *Snapshotter) markDurable(id string) error {
+	if err := errors.Join(syncDir(s.layer(id)), syncDir(s.layersDir())); err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.durable(id), nil, 0o600); err != nil {
+		return err
+	}
+	failpoint.Hit("durable.create")
+	return syncDir(s.layer(id))
+}
+
+// packWriter lets package layer, which knows no pack, store contents in it.
+type packWriter struct{ *pack.Writer }
+
+// Put implements layer.ContentStore.
+func (w *packWriter) Put(r io.Reader, size int64) (layer.Digest, error) {
+	d, err := w.Writer.Put(r, size)
+	return layer.Digest(d), err
 }
 
 // close ends the intake. Contents that no published TOC refers to are given up.

@@ -195,6 +195,59 @@ func TestAFlatImageWrittenDuringRemovalIsNotUsedLater(t *testing.T) {
 	n.expectNothingLeft()
 }
 
+// A collection judges images by what it saw at its beginning.
+func TestAFlatImageThatIsAskedForDuringACollectionStays(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, mounts.ModeAuto)
+	ctx := context.Background()
+	top := n.pull("ns/1", crashImage(0))
+	must(t, n.Flatten(ctx, top))
+	c := n.chainOf(top)
+	began := n.clock
+	done := n.useFlat(c)
+	if err := n.dropFlat(c, n.clock); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a flat image that is being asked for is dropped: %v", err)
+	}
+	done()
+	if err := n.dropFlat(c, began); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a flat image that was asked for since the collection began is dropped: %v", err)
+	}
+	must(t, n.dropFlat(c, n.clock))
+	if len(mountsBelow(t, n.dir)) > 0 || exists(n.image(c)) {
+		t.Error("a flat image that nobody asked for is still there")
+	}
+}
+
+// While a flat image is written, its content stays, whatever is removed.
+func TestContentThatAFlatImageIsWrittenOverIsNotFreed(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, mounts.ModeAuto)
+	ctx := context.Background()
+	steps := []treetest.Step{treetest.File("a", noise(50_000, 1)), treetest.File("b", noise(50_000, 2))}
+	for i := range 300 {
+		steps = append(steps, treetest.File(fmt.Sprintf("inline%d", i), noise(500, uint64(i))))
+	}
+	top := n.pull("ns/1", image{treetest.Layer(steps...)})
+	before := n.pack.Stats()
+	// The image goes into a pipe that holds less than it.
+	pipe, err := smallPipe(n.image(n.chainOf(top)) + tmpSuffix)
+	must(t, err)
+	done := make(chan error)
+	go func() { done <- n.Flatten(ctx, top) }()
+	waitFor(t, "the pipe to be full", pipe.full)
+	n.removeAll()
+	_ = n.Cleanup(ctx)
+	if st := n.pack.Stats(); st.Contents != before.Contents {
+		t.Errorf("contents were freed under an image that is being written: %+v, before %+v", st, before)
+	}
+	pipe.close()
+	if err := <-done; err == nil {
+		t.Error("the image was written to a closed pipe")
+	}
+	_ = n.Cleanup(ctx)
+	n.expectNothingLeft()
+}
+
 func TestOneSnapshotUnderManyNamesIsMountedOnce(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, mounts.ModeAuto)

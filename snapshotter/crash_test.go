@@ -31,6 +31,14 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(powerDir); dir != "" {
+		seed, err := strconv.ParseUint(os.Getenv(powerSeed), 10, 64)
+		if err == nil {
+			err = workUntilThePowerGoes(dir, seed)
+		}
+		fmt.Fprintln(os.Stderr, "power cut child:", err)
+		os.Exit(3)
+	}
 	if dir := os.Getenv(crashDir); dir != "" {
 		seed, err := strconv.ParseUint(os.Getenv(crashSeed), 10, 64)
 		if err == nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/squash-snapshotter/squash/internal/failpoint"
 	"github.com/squash-snapshotter/squash/internal/flatten"
 	"github.com/squash-snapshotter/squash/internal/layer"
 	"github.com/squash-snapshotter/squash/internal/pack"
@@ -63,7 +64,7 @@ func (s *Snapshotter) Flatten(ctx context.Context, name string) error {
 		_, _, _, err := storage.GetInfo(ctx, name)
 		return err
 	}); err != nil {
-		s.askCollect() // removed meanwhile
+		s.askSweep() // removed meanwhile
 	}
 	return nil
 }
@@ -149,7 +150,12 @@ func (s *Snapshotter) mount(ctx context.Context, image, pack, target string) err
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return err
 	}
-	return s.mounter.Mount(ctx, image, pack, target)
+	failpoint.Hit("mountpoint.mkdir")
+	if err := s.mounter.Mount(ctx, image, pack, target); err != nil {
+		return err
+	}
+	failpoint.Hit("mount.attach")
+	return nil
 }
 
 // isErofs tells whether an EROFS is mounted at a mount point.
@@ -160,8 +166,13 @@ func isErofs(target string) bool {
 
 // writeFlat builds the flat image of a chain, and before it the list of what it
 // shows. Contents that were freed are brought back.
-func (s *Snapshotter) writeFlat(ctx context.Context, c chain, ids []string) error {
+func (s *Snapshotter) writeFlat(ctx context.Context, c chain, ids []string) (err error) {
 	start := time.Now()
+	defer func() {
+		if err != nil {
+			s.askSweep() // what was pinned here may have lost its layers meanwhile
+		}
+	}()
 	tree, err := s.merge(ctx, ids)
 	if err != nil {
 		return err
@@ -173,31 +184,39 @@ func (s *Snapshotter) writeFlat(ctx context.Context, c chain, ids []string) erro
 	if err != nil {
 		return err
 	}
-	err = writeFile(s.refs(c), true, func(w io.Writer) error {
-		blocks := make([]uint32, 0, len(places))
-		for _, p := range places {
-			blocks = append(blocks, p.Block)
-		}
-		return flatten.WriteRefs(w, blocks)
-	})
-	if err != nil {
-		return err
-	}
 	var stats flatten.Stats
 	err = writeFile(s.image(c), true, func(w io.Writer) error {
-		b := bufio.NewWriterSize(w, 1<<20)
-		stats, err = tree.WriteImage(ctx, b, func(d layer.Digest) (pack.Placement, error) { return places[d], nil })
-		return errors.Join(err, b.Flush())
+		refs := flatten.Refs{Blocks: make([]uint32, 0, len(places))}
+		for _, p := range places {
+			refs.Blocks = append(refs.Blocks, p.Block)
+		}
+		if stats, refs.ImageSum, err = writeImage(ctx, w, tree, places); err != nil {
+			return err
+		}
+		refs.ImageSize = uint64(stats.Image)
+		return writeFile(s.refs(c), true, func(w io.Writer) error { return flatten.WriteRefs(w, refs) })
 	})
 	if err != nil {
+		os.Remove(s.refs(c)) // a list without an image; the next start removes it, too
 		return err
 	}
 	log.G(ctx).WithFields(log.Fields{
 		"chain": c.String(), "layers": len(ids), "files": stats.Files, "bytes": stats.Bytes,
 		"imageBytes": stats.Image, "duration": time.Since(start).Round(time.Millisecond),
 	}).Info("image flattened")
+	s.changed.Add(1)
 	s.askSweep()
 	return nil
+}
+
+// writeImage writes a tree whose contents are in the pack, and returns the sum
+// of the image's bytes.
+func writeImage(ctx context.Context, w io.Writer, tree *flatten.Tree, places map[layer.Digest]pack.Placement) (flatten.Stats, uint32, error) {
+	sum := flatten.NewImageSum()
+	b := bufio.NewWriterSize(io.MultiWriter(w, sum), 1<<20)
+	stats, err := tree.WriteImage(ctx, b, func(d layer.Digest) (pack.Placement, error) { return places[d], nil })
+	err = errors.Join(err, b.Flush())
+	return stats, sum.Sum32(), err
 }
 
 // locate finds all contents that a tree shows, and restores those that are not
@@ -257,7 +276,7 @@ func (s *Snapshotter) summary(ctx context.Context, id string) (layer.Summary, er
 	if sum, err := s.knownSummary(id); !os.IsNotExist(err) {
 		return sum, err
 	}
-	if err := s.once(ctx, "convert "+id, func(ctx context.Context) error { return s.convert(ctx, id) }); err != nil {
+	if err := s.once(ctx, "convert "+id, func(ctx context.Context) error { return s.makeTOC(ctx, id) }); err != nil {
 		return layer.Summary{}, err
 	}
 	return s.knownSummary(id)

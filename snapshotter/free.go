@@ -53,8 +53,11 @@ func (s *Snapshotter) sweep(ctx context.Context, ids known) error {
 			mark.Keep(pack.Digest(d))
 			return nil
 		})
-		if err != nil && !os.IsNotExist(err) {
-			return fmt.Errorf("nothing is freed, for it is not known what layer %s refers to: %w", id, err)
+		switch {
+		case err == nil, os.IsNotExist(err):
+		case errors.Is(err, layer.ErrDamaged) && blobs.layer(ctx, id): // all of it can come back
+		default:
+			return fmt.Errorf("nothing is freed, for it is not known what layer %s (snapshot %s) refers to; remove its image: %w", id, ids[id].Name, err)
 		}
 	}
 	st, err := mark.Sweep()
@@ -85,14 +88,14 @@ func (s *Snapshotter) markImages(mark *pack.Mark, ids known) (flattened map[stri
 	}
 	flattened = map[string]bool{}
 	for _, c := range images {
-		blocks, err := s.readRefs(c)
+		refs, err := s.readRefs(c)
 		if (errors.Is(err, os.ErrNotExist) || errors.Is(err, flatten.ErrRefsDamaged)) && len(tops[c]) > 0 {
 			continue // all that its layers refer to is kept: what it shows, and more
 		}
 		if err != nil {
 			return nil, fmt.Errorf("nothing is freed, for it is not known what flat image %s shows: %w", c, err)
 		}
-		for _, b := range blocks {
+		for _, b := range refs.Blocks {
 			mark.KeepBlock(b)
 		}
 		for _, id := range tops[c] {
@@ -104,10 +107,10 @@ func (s *Snapshotter) markImages(mark *pack.Mark, ids known) (flattened map[stri
 	return flattened, nil
 }
 
-func (s *Snapshotter) readRefs(c chain) ([]uint32, error) {
+func (s *Snapshotter) readRefs(c chain) (flatten.Refs, error) {
 	f, err := os.Open(s.refs(c))
 	if err != nil {
-		return nil, err
+		return flatten.Refs{}, err
 	}
 	defer f.Close()
 	return flatten.ReadRefs(f)

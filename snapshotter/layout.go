@@ -3,13 +3,16 @@
 package snapshotter
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/squash-snapshotter/squash/internal/failpoint"
 )
 
 // formatVersion is the version of everything below the root.
@@ -20,8 +23,8 @@ const tmpSuffix = ".tmp"
 // layout knows every path of the store. Only IDs that the metastore gave and
 // digests that were computed here become names.
 //
-//	<root>/version, metadata.db, pack, index/      (pack and index: package pack)
-//	       layers/<id>/{toc,usage,source}
+//	<root>/version, boot, metadata.db, pack, index/      (pack and index: package pack)
+//	       layers/<id>/{toc,source,durable,lost}
 //	       images/<chain>.{erofs,refs}
 //	       snapshots/<id>/{fs,work,extract,skeleton.erofs}
 //	<state>/mnt/<chain>, skeletons/<id>            mount points
@@ -60,10 +63,11 @@ func makeLayout(root, state string) (layout, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return l, err
 		}
+		failpoint.Hit("layout.mkdir")
 	}
 	// What the state directory holds is reached by clients' mounts as root
 	// only, but its own path must be open to the daemon's user alone.
-	return l, os.Chmod(l.root, 0o700)
+	return l, errors.Join(os.Chmod(l.root, 0o700), syncDir(l.root))
 }
 
 // checkPath refuses paths that overlay options, containerd's parsing of them or
@@ -79,8 +83,9 @@ func checkPath(path string) error {
 func (l layout) checkVersion() error {
 	path := filepath.Join(l.root, "version")
 	b, err := os.ReadFile(path)
-	if os.IsNotExist(err) {
-		return os.WriteFile(path, []byte(strconv.Itoa(formatVersion)+"\n"), 0o600)
+	if os.IsNotExist(err) || err == nil && len(b) == 0 { // empty: a power cut came before it was written
+		err = writeFile(path, true, func(w io.Writer) error { _, err := fmt.Fprintln(w, formatVersion); return err })
+		return errors.Join(err, syncDir(l.root))
 	}
 	if err != nil {
 		return err
@@ -95,14 +100,20 @@ func (l layout) checkVersion() error {
 	return nil
 }
 
+func (l layout) boot() string         { return filepath.Join(l.root, "boot") }
 func (l layout) metadata() string     { return filepath.Join(l.root, "metadata.db") }
 func (l layout) layersDir() string    { return filepath.Join(l.root, "layers") }
 func (l layout) imagesDir() string    { return filepath.Join(l.root, "images") }
 func (l layout) snapshotsDir() string { return filepath.Join(l.root, "snapshots") }
 
-func (l layout) layer(id string) string  { return filepath.Join(l.layersDir(), id) }
-func (l layout) toc(id string) string    { return filepath.Join(l.layer(id), "toc") }
-func (l layout) usage(id string) string  { return filepath.Join(l.layer(id), "usage") }
+func (l layout) layer(id string) string { return filepath.Join(l.layersDir(), id) }
+func (l layout) toc(id string) string   { return filepath.Join(l.layer(id), "toc") }
+
+// durable marks a layer that a power cut cannot harm any more, lost one that
+// was harmed beyond repair.
+func (l layout) durable(id string) string { return filepath.Join(l.layer(id), "durable") }
+func (l layout) lost(id string) string    { return filepath.Join(l.layer(id), "lost") }
+
 func (l layout) source(id string) string { return filepath.Join(l.layer(id), "source") }
 
 func (l layout) snapshot(id string) string { return filepath.Join(l.snapshotsDir(), id) }

@@ -423,6 +423,32 @@ func fadviseDontNeed(f *os.File) error {
 
 func sha256Hex(s string) string { return digest.FromString(s).Encoded() }
 
+// pipe is the reading end of a named pipe that nobody reads from.
+type pipe int
+
+const pipeSize = 4096 // bytes: the smallest there is
+
+func smallPipe(path string) (pipe, error) {
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		return 0, err
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeSize)
+	}
+	return pipe(fd), err
+}
+
+func (p pipe) full() error {
+	n, err := unix.IoctlGetInt(int(p), unix.TIOCINQ)
+	if err == nil && n < pipeSize {
+		err = fmt.Errorf("%d bytes are in it", n)
+	}
+	return err
+}
+
+func (p pipe) close() { unix.Close(int(p)) }
+
 func unmount(target string) error { return unix.Unmount(target, 0) }
 
 func mountTmpfs(target string) error {

@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/squash-snapshotter/squash/internal/failpoint"
 	"github.com/squash-snapshotter/squash/internal/flatten"
 )
 
@@ -72,7 +73,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		return nil, fmt.Errorf("prepare %s: %w", key, err)
 	}
 	var snap storage.Snapshot
-	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
+	err = s.update(ctx, func(ctx context.Context) (err error) {
 		if snap, err = storage.CreateSnapshot(ctx, kind, key, parent, opts...); err != nil {
 			return err
 		}
@@ -124,6 +125,7 @@ func (s *Snapshotter) newDirectory(kind snapshots.Kind, extract bool, lower stri
 	if dir, err = os.MkdirTemp(s.snapshotsDir(), newPrefix); err != nil {
 		return "", err
 	}
+	failpoint.Hit("snapshot.mkdir")
 	defer func() {
 		if err != nil {
 			os.RemoveAll(dir)
@@ -152,6 +154,7 @@ func (s *Snapshotter) newDirectory(kind snapshots.Kind, extract bool, lower stri
 	if extract {
 		err = errors.Join(os.Mkdir(filepath.Join(dir, "lower"), 0o755), os.WriteFile(filepath.Join(dir, "extract"), nil, 0o600))
 	}
+	failpoint.Hit("snapshot.fill")
 	return dir, err
 }
 
@@ -245,8 +248,10 @@ func (s *Snapshotter) dropSkeleton(id string) error {
 	if err := s.mounter.Unmount(target); err != nil {
 		return err
 	}
+	failpoint.Hit("mount.remove")
 	if err := os.Remove(target); err != nil && !os.IsNotExist(err) {
 		return err
 	}
+	failpoint.Hit("mountpoint.remove")
 	return nil
 }

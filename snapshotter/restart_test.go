@@ -219,6 +219,29 @@ func TestWhatACrashLeftIsRemovedAtStart(t *testing.T) {
 	}
 }
 
+func TestContentOfALayerThatNeverGotItsTOCIsFreedAfterARestart(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, mounts.ModeAuto)
+	top := n.pull("ns/1", sample(1))
+	want := n.tree(top)
+	must(t, n.Cleanup(context.Background()))
+	before := n.pack.Stats()
+	w := n.pack.Begin()
+	_, err := w.Put(strings.NewReader(noise(300_000, 77)), 300_000)
+	must(t, err)
+	must(t, w.Publish(false))
+	must(t, w.Close())
+	n.close()
+	n.open()
+	waitFor(t, "the content to be freed", func() error {
+		if st := n.pack.Stats(); st.Contents > before.Contents {
+			return fmt.Errorf("the pack holds %+v, it should be %+v", st, before)
+		}
+		return nil
+	})
+	n.shows(top, want)
+}
+
 // The directory of a snapshot whose transaction was not committed has the ID
 // that the metastore gives next.
 func TestAnIDWhoseTransactionACrashUndidIsUsedAgain(t *testing.T) {

@@ -51,7 +51,8 @@ func (s *Snapshotter) restore(ctx context.Context, ids []string, missing map[lay
 		}
 		return gone
 	}
-	if err := w.Publish(s.cfg.Durability == DurabilitySync); err != nil {
+	// The layers' durable marks speak for what they refer to.
+	if err := w.Publish(true); err != nil {
 		return err
 	}
 	st := w.Stats()
@@ -136,17 +137,25 @@ func (c *contents) Close() {
 
 // restoreLayer reads a layer's blob once and stores what is missing.
 func (s *Snapshotter) restoreLayer(ctx context.Context, id string, missing map[layer.Digest]bool, w *pack.Writer) error {
+	return s.refillLayer(ctx, id, missing, func(r io.Reader, size int64, want layer.Digest) error {
+		got, err := w.Put(r, size)
+		if err == nil && layer.Digest(got) != want {
+			err = fmt.Errorf("the blob holds content sha256:%x where the layer had sha256:%x: %w", got[:], want[:], errdefs.ErrDataLoss)
+		}
+		return err
+	})
+}
+
+// refillLayer reads a layer's blob once and hands what is missing to put, which
+// refuses other bytes than those wanted.
+func (s *Snapshotter) refillLayer(ctx context.Context, id string, missing map[layer.Digest]bool, put func(r io.Reader, size int64, want layer.Digest) error) error {
 	src, err := s.readSource(id)
 	if err != nil || s.cfg.Content == nil {
 		return fmt.Errorf("contents of layer %s are lost and it has no blob: remove the image and pull it again: %w", id, errdefs.ErrFailedPrecondition)
 	}
-	blob, err := s.cfg.Content.Open(src.context(ctx), src.Blob)
-	if errdefs.IsNotFound(err) {
-		return fmt.Errorf("contents of layer %s were freed, and namespace %s no longer has its blob %s: fetch it with `ctr -n %s content fetch <reference of the image>`: %w",
-			id, src.Namespace, src.Blob.Digest, src.Namespace, errdefs.ErrFailedPrecondition)
-	}
+	blob, err := s.openSource(ctx, id, src)
 	if err != nil {
-		return fmt.Errorf("open blob: %w", err)
+		return err
 	}
 	defer blob.Close()
 	stream, err := newLayerStream(ctx, blob, nil)
@@ -163,7 +172,7 @@ func (s *Snapshotter) restoreLayer(ctx context.Context, id string, missing map[l
 	if err != nil {
 		return err
 	}
-	return layer.FromTar(ctx, stream, toc, &refill{order, missing, w})
+	return layer.FromTar(ctx, stream, toc, &refill{order, missing, put})
 }
 
 // refill is the store of a layer that is read again: the TOC says which content
@@ -171,7 +180,7 @@ func (s *Snapshotter) restoreLayer(ctx context.Context, id string, missing map[l
 type refill struct {
 	order   *contents
 	missing map[layer.Digest]bool
-	w       *pack.Writer
+	put     func(r io.Reader, size int64, want layer.Digest) error
 }
 
 // Put implements layer.ContentStore.
@@ -180,16 +189,10 @@ func (f *refill) Put(r io.Reader, size int64) (layer.Digest, error) {
 	if err == io.EOF {
 		err = fmt.Errorf("the blob has more files than the layer had: %w", errdefs.ErrDataLoss)
 	}
-	if err != nil || !f.missing[want] {
-		return want, err
+	if err == nil && f.missing[want] {
+		if err = f.put(r, size, want); err == nil {
+			delete(f.missing, want)
+		}
 	}
-	got, err := f.w.Put(r, size)
-	if err != nil {
-		return want, err
-	}
-	if layer.Digest(got) != want {
-		return want, fmt.Errorf("the blob holds content sha256:%x where the layer had sha256:%x: %w", got[:], want[:], errdefs.ErrDataLoss)
-	}
-	delete(f.missing, want)
-	return want, nil
+	return want, err
 }

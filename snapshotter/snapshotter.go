@@ -36,6 +36,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/squash-snapshotter/squash/internal/failpoint"
 	"github.com/squash-snapshotter/squash/internal/layer"
 	"github.com/squash-snapshotter/squash/internal/mounts"
 	"github.com/squash-snapshotter/squash/internal/pack"
@@ -110,14 +111,18 @@ type Snapshotter struct {
 	flight singleflight.Group
 	// collecting is held while garbage is removed.
 	collecting sync.Mutex
+	checking   sync.Mutex    // held by a check
 	garbage    chan struct{} // asks for a collection; one is enough
 	sweepDue   atomic.Bool   // the next collection looks for content to free
+	changed    atomic.Uint64 // counts changes of layers, images and content
+	usages     usages
 
-	mu      sync.Mutex
-	layers  map[string]layer.Summary // TOCs by snapshot ID, as far as they were asked for
-	flats   map[chain]*flatUse
-	clock   uint64 // counts the uses of flat images
-	closing bool   // no new background work
+	mu       sync.Mutex
+	layers   map[string]layer.Summary // TOCs by snapshot ID, as far as they were asked for
+	flats    map[chain]*flatUse
+	clock    uint64          // counts the uses of flat images
+	applying map[string]bool // snapshots that a layer is going into
+	closing  bool            // no new background work
 }
 
 var (
@@ -132,7 +137,7 @@ var (
 //
 // Damage of single snapshots is logged and does not keep it from opening.
 func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
-	s := &Snapshotter{cfg: cfg, garbage: make(chan struct{}, 1), layers: map[string]layer.Summary{}, flats: map[chain]*flatUse{}}
+	s := &Snapshotter{cfg: cfg, garbage: make(chan struct{}, 1), layers: map[string]layer.Summary{}, flats: map[chain]*flatUse{}, applying: map[string]bool{}}
 	switch cfg.Durability {
 	case "":
 		s.cfg.Durability = DurabilityBackground
@@ -150,6 +155,9 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	if s.layout, err = makeLayout(cfg.Root, cfg.State); err != nil {
 		return nil, err
 	}
+	if err := s.probeOverlay(); err != nil {
+		return nil, err
+	}
 	caps, err := mounts.Probe(ctx, s.imagesDir())
 	if err != nil {
 		return nil, fmt.Errorf("probe the kernel: %w", err)
@@ -160,15 +168,20 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	if s.mounter, err = mounts.New(caps, cfg.Mount); err != nil {
 		return nil, err
 	}
-	if s.pack, err = pack.Open(ctx, s.root); err != nil {
-		return nil, err
-	}
 	if s.ms, err = storage.NewMetaStore(s.metadata()); err != nil {
-		s.pack.Close()
 		return nil, fmt.Errorf("open the metastore: %w", err)
 	}
+	ids, err := s.tidy(ctx)
+	if err == nil {
+		s.pack, err = pack.Open(ctx, s.root, pack.Referrers(func(begins func(uint32) bool) (bool, error) {
+			return s.soundImages(ctx, begins)
+		}))
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.ms.Close())
+	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	if err := s.recover(ctx); err != nil {
+	if err := s.resume(ctx, ids); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	log.G(ctx).WithFields(log.Fields{"root": s.root, "mount": string(s.mounter.Mode())}).Info("snapshotter is open")
@@ -223,6 +236,17 @@ func (s *Snapshotter) once(ctx context.Context, key string, f func(ctx context.C
 	}
 }
 
+// update runs f in a write transaction of the metastore.
+func (s *Snapshotter) update(ctx context.Context, f func(ctx context.Context) error) error {
+	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		err := f(ctx)
+		failpoint.Hit("metastore.ready")
+		return err
+	})
+	failpoint.Hit("metastore.commit")
+	return err
+}
+
 // writeFile publishes a file under its name all at once.
 func writeFile(path string, sync bool, write func(w io.Writer) error) (err error) {
 	tmp := path + tmpSuffix
@@ -236,9 +260,11 @@ func writeFile(path string, sync bool, write func(w io.Writer) error) (err error
 			os.Remove(tmp)
 		}
 	}()
+	failpoint.Hit("file.create")
 	if err := write(f); err != nil {
 		return err
 	}
+	failpoint.Hit("file.write")
 	if sync {
 		if err := f.Sync(); err != nil {
 			return err
@@ -247,5 +273,9 @@ func writeFile(path string, sync bool, write func(w io.Writer) error) (err error
 	if err := f.Close(); err != nil {
 		return err
 	}
-	return os.Rename(tmp, path)
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	failpoint.Hit("file.rename")
+	return nil
 }

@@ -5,11 +5,13 @@ package snapshotter
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,7 +27,25 @@ type source struct {
 func (s *Snapshotter) writeSource(ctx context.Context, id string, desc ocispec.Descriptor) error {
 	ns, _ := namespaces.Namespace(ctx)
 	src := source{ns, ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}}
-	return writeFile(s.source(id), false, func(w io.Writer) error { return json.NewEncoder(w).Encode(src) })
+	// Synced at once: after a power cut it says where to find what was not.
+	if err := writeFile(s.source(id), true, func(w io.Writer) error { return json.NewEncoder(w).Encode(src) }); err != nil {
+		return err
+	}
+	return errors.Join(syncDir(s.layer(id)), syncDir(s.layersDir()))
+}
+
+// openSource opens the blob of a layer that needs it again.
+// ErrFailedPrecondition, saying how to mend it: containerd has it no more.
+func (s *Snapshotter) openSource(ctx context.Context, id string, src source) (io.ReadCloser, error) {
+	blob, err := s.cfg.Content.Open(src.context(ctx), src.Blob)
+	if errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("contents of layer %s are needed again, and namespace %s no longer has its blob %s: fetch it with `ctr -n %s content fetch <reference of the image>`: %w",
+			id, src.Namespace, src.Blob.Digest, src.Namespace, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open blob: %w", err)
+	}
+	return blob, nil
 }
 
 // readSource returns a layer's source; os.ErrNotExist if it has none.

@@ -3,65 +3,27 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
 	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/continuity/fs"
-	"github.com/containerd/errdefs"
 	"github.com/squash-snapshotter/squash/internal/layer"
 	"github.com/squash-snapshotter/squash/internal/pack"
 )
 
-// packWriter lets package layer, which knows no pack, store contents in it.
-type packWriter struct{ *pack.Writer }
-
-// Put implements layer.ContentStore.
-func (w *packWriter) Put(r io.Reader, size int64) (layer.Digest, error) {
-	d, err := w.Writer.Put(r, size)
-	return layer.Digest(d), err
-}
-
-// Stat tells about a snapshot. ErrNotFound: there is none of the name.
-func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info, err error) {
-	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		_, info, _, err = storage.GetInfo(ctx, key)
-		return err
-	})
-	return info, err
-}
-
-// Update changes the labels of a snapshot.
-func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (updated snapshots.Info, err error) {
-	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
-		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
-		return err
-	})
-	return updated, err
-}
-
-// Walk calls fn for every snapshot that the filters choose.
-func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
-	met := false
-	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
-		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
-			met = true
-			return fn(ctx, info)
-		}, filters...)
-	})
-	if errdefs.IsNotFound(err) && !met {
-		return nil // the metastore has never had a snapshot
-	}
-	return err
-}
-
-// Usage tells what a snapshot takes up by itself. A committed one counts the
-// blocks that its layer was the first to bring to the node, and its TOC; an
-// active one its upper directory.
+// Usage tells what a snapshot takes up by itself. An active one counts its
+// upper directory. Of committed ones each counts the contents that are in the
+// pack and that no older snapshot refers to, its TOC, and its flat image if no
+// older snapshot has the same one: together they count every block once.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	var id string
 	var info snapshots.Info
@@ -72,32 +34,101 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
+	var used snapshots.Usage
 	if info.Kind == snapshots.KindCommitted {
-		if u, err := readUsage(s.usage(id)); err == nil || !os.IsNotExist(err) {
-			return u, err
+		if used, err = s.committedUsage(ctx, id); err != nil {
+			return snapshots.Usage{}, fmt.Errorf("usage of %s: %w", key, err)
 		}
 	}
 	if !exists(s.upper(id)) {
-		return snapshots.Usage{}, nil
+		return used, nil
 	}
 	du, err := fs.DiskUsage(ctx, s.upper(id))
-	if err != nil {
+	if err != nil && !(info.Kind == snapshots.KindCommitted && os.IsNotExist(err)) { // taken in just now
 		return snapshots.Usage{}, fmt.Errorf("usage of %s: %w", key, err)
 	}
-	return snapshots.Usage(du), nil
+	used.Add(snapshots.Usage(du))
+	return used, nil
 }
 
-func writeUsage(path string, u snapshots.Usage) error {
-	return writeFile(path, false, func(w io.Writer) error { return json.NewEncoder(w).Encode(u) })
+// usages are the committed snapshots' usages as of some state of the store.
+// They are made for all at once, since what one counts depends on the others.
+type usages struct {
+	mu    sync.Mutex
+	valid bool
+	state uint64 // Snapshotter.changed
+	byID  map[string]snapshots.Usage
 }
 
-func readUsage(path string) (u snapshots.Usage, err error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return u, err
+func (s *Snapshotter) committedUsage(ctx context.Context, id string) (snapshots.Usage, error) {
+	u := &s.usages
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if state := s.changed.Load(); !u.valid || u.state != state {
+		byID, err := s.countUsages(ctx)
+		if err != nil {
+			return snapshots.Usage{}, err
+		}
+		u.byID, u.state, u.valid = byID, state, true
 	}
-	if err := json.Unmarshal(b, &u); err != nil {
-		return u, fmt.Errorf("%s: %w", path, err)
+	return u.byID[id], nil
+}
+
+// countUsages reads the TOCs, the oldest snapshot first.
+func (s *Snapshotter) countUsages(ctx context.Context) (map[string]snapshots.Usage, error) {
+	var ids known
+	if err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		ids, err = knownSnapshots(ctx)
+		return err
+	}); err != nil {
+		return nil, err
 	}
-	return u, nil
+	var committed []string
+	for id, info := range ids {
+		if info.Kind == snapshots.KindCommitted {
+			committed = append(committed, id)
+		}
+	}
+	slices.SortFunc(committed, func(a, b string) int { return cmp.Compare(age(a), age(b)) })
+	chains := s.chains(ids)
+	byID := map[string]snapshots.Usage{}
+	counted := s.pack.Counter()
+	images := map[chain]bool{}
+	for _, id := range committed {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		u := fileUsage(s.toc(id), s.source(id), s.layer(id))
+		err := s.eachContent(id, func(d layer.Digest) error {
+			u.Size += counted.Count(pack.Digest(d))
+			return nil
+		})
+		if err != nil && !os.IsNotExist(err) && !errors.Is(err, layer.ErrDamaged) { // damaged: as far as it could be read
+			return nil, err
+		}
+		if c := chainOf(chains[id]); chains[id] != nil && !images[c] {
+			images[c] = true
+			u.Add(fileUsage(s.image(c), s.refs(c)))
+		}
+		byID[id] = u
+	}
+	return byID, nil
+}
+
+// age orders snapshots: the metastore counts them.
+func age(id string) uint64 {
+	n, _ := strconv.ParseUint(id, 10, 64)
+	return n
+}
+
+// fileUsage adds up what files take up; those that are not there count nothing.
+func fileUsage(paths ...string) (u snapshots.Usage) {
+	for _, path := range paths {
+		var st syscall.Stat_t
+		if syscall.Lstat(path, &st) == nil {
+			u.Inodes++
+			u.Size += st.Blocks * 512
+		}
+	}
+	return u
 }

@@ -1,0 +1,420 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build failpoints
+
+package snapshotter
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/log"
+	"github.com/squash-snapshotter/squash/internal/failpoint"
+	"github.com/squash-snapshotter/squash/internal/treetest"
+)
+
+// Environment of the process that is killed: the directory of its store, and
+// which of the scenarios it plays.
+const (
+	killDir      = "SQUASH_TEST_KILL_DIR"
+	killScenario = "SQUASH_TEST_KILL_SCENARIO"
+	// killStart before the name of a scenario: a start of its store, no work.
+	killStart = "start after "
+)
+
+func init() {
+	dir, name := os.Getenv(killDir), os.Getenv(killScenario)
+	if dir == "" {
+		return
+	}
+	if err := play(dir, name); err != nil {
+		fmt.Fprintln(os.Stderr, "scenario", name, "failed:", err)
+		os.Exit(3)
+	}
+	os.Exit(0)
+}
+
+// play is the life of the process that is killed.
+func play(dir, name string) error {
+	if err := log.SetLevel("panic"); err != nil {
+		return err
+	}
+	ctx := context.Background()
+	name, start := strings.CutPrefix(name, killStart)
+	sc, ok := scenarios[name]
+	if !ok {
+		return errors.New("there is no such scenario")
+	}
+	if start {
+		sc.ready, sc.do = nil, nothing
+	}
+	if sc.ready == nil {
+		if err := failpoint.Arm(); err != nil {
+			return err
+		}
+	}
+	n := killNode(dir, sc)
+	s, err := New(ctx, n.cfg)
+	if err != nil {
+		return err
+	}
+	n.Snapshotter = s
+	if sc.ready != nil {
+		if err := sc.ready(ctx, n); err != nil {
+			return fmt.Errorf("prepare: %w", err)
+		}
+		if err := failpoint.Arm(); err != nil {
+			return err
+		}
+	}
+	if err := sc.do(ctx, n); err != nil {
+		return err
+	}
+	// What goes on in the background is killed, too.
+	if err := eventually(func() error { return errors.Join(n.orphans(ctx), n.notDurable(ctx)) }); err != nil {
+		return err
+	}
+	return s.Close()
+}
+
+func killNode(dir string, sc scenario) *node {
+	n := &node{dir: dir, blobs: newBlobs()}
+	n.cfg = Config{Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Content: n.blobs}
+	if sc.config != nil {
+		sc.config(&n.cfg)
+	}
+	for _, img := range killImages {
+		for _, l := range img {
+			n.blobs.add(l)
+		}
+	}
+	return n
+}
+
+// eventually waits for what the background does.
+func eventually(check func() error) error {
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := check()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(2 * time.Millisecond) // between two looks at the condition
+	}
+}
+
+// run starts a scenario on the store in dir, to be killed at the hit that kill
+// names; "" lets it live. It returns the labels of the hits that it met.
+func run(t *testing.T, dir, scenario, kill string) (labels []string, killed bool) {
+	t.Helper()
+	trace := filepath.Join(t.TempDir(), "trace")
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), killDir+"="+dir, killScenario+"="+scenario, failpoint.TraceEnv+"="+trace, failpoint.KillEnv+"="+kill)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL {
+		killed = true
+	} else if err != nil {
+		t.Fatalf("scenario %s: %v\n%s", scenario, err, out)
+	}
+	b, err := os.ReadFile(trace)
+	must(t, err)
+	labels = strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
+	if killed != (kill != "") && kill == "" {
+		t.Fatalf("scenario %s was killed by somebody else", scenario)
+	}
+	return labels, killed
+}
+
+// Invariants 2, 3, 4 and 7, with the kill after every single effect on the
+// disk, the mounts and the metastore: what was committed is whole, nothing is
+// left over, and the work succeeds when it is repeated.
+func TestAKillAfterAnyEffectIsSurvived(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts file systems")
+	}
+	want := killTrees(t)
+	t.Run("scenarios", func(t *testing.T) {
+		for _, name := range slices.Sorted(maps.Keys(scenarios)) {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				killEverywhere(t, name, want)
+			})
+		}
+	})
+}
+
+// killEverywhere kills a scenario after its first, second, … effect, until it
+// completes, and has what it left checked each time.
+func killEverywhere(t *testing.T, name string, want map[string]treetest.Tree) {
+	sc := scenarios[name]
+	template := sc.template(t)
+	all, _ := run(t, copied(t, template), name, "")
+	var met tally
+	met.start()
+	t.Run("kill", func(t *testing.T) {
+		for k := range all {
+			t.Run(strconv.Itoa(k), func(t *testing.T) {
+				t.Parallel()
+				met.add(killedOnce(t, name, template, strconv.Itoa(k), k, want))
+			})
+		}
+	})
+	// The background does not always keep the same order, so some run may be
+	// longer, and some point may not have been hit at the place where it was.
+	k := len(all)
+	for ok := false; !ok && !t.Failed(); k++ {
+		t.Run(strconv.Itoa(k), func(t *testing.T) { ok = !met.add(killedOnce(t, name, template, strconv.Itoa(k), k, want)) })
+	}
+	for _, label := range slices.Compact(slices.Sorted(slices.Values(all))) {
+		if !met.killed[label] && !t.Failed() {
+			t.Run(label, func(t *testing.T) { met.add(killedOnce(t, name, template, label, k, want)) })
+		}
+	}
+	met.report(t, all)
+}
+
+// A start after a kill is killed, too, after each of its effects.
+func TestAKillOfTheStartAfterAKillIsSurvived(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts file systems")
+	}
+	want := killTrees(t)
+	t.Run("after", func(t *testing.T) {
+		for _, d := range []struct{ scenario, label string }{
+			{"first start and unpack", "pack.write in writeChunk"},
+			{"first start and unpack", "index.rename in publishIndex < publishPending"},
+			{"first start and unpack", "file.rename in writeFile < writeFlat"},
+			{"first start and unpack", "index.rename in publishIndex < cut"},
+			{"restore", "index.rename in publishIndex < publishPending < publish < Publish < restore"},
+			{"upper directories", "metastore.ready in update < create"},
+			{"upper directories", "metastore.commit in update < Commit"},
+			{"remove", "image.remove"},
+			{"reboot", ""},
+		} {
+			t.Run(d.scenario+" "+d.label, func(t *testing.T) {
+				t.Parallel()
+				killStarts(t, d.scenario, d.label, want)
+			})
+		}
+	})
+}
+
+// killStarts kills a scenario at a point ("": lets it be), and then the start
+// after that at each of its points.
+func killStarts(t *testing.T, name, label string, want map[string]treetest.Tree) {
+	sc := scenarios[name]
+	template := sc.template(t)
+	var met tally
+	met.start()
+	var last []string
+	for k, done := 0, false; !done && !t.Failed(); k++ {
+		t.Run(strconv.Itoa(k), func(t *testing.T) {
+			dir := copied(t, template)
+			if label != "" {
+				if labels, killed := run(t, dir, name, label); !killed {
+					t.Fatalf("scenario %s did not come to %s, but to\n%s", name, label, strings.Join(labels, "\n"))
+				}
+			}
+			labels, killed := run(t, dir, killStart+name, strconv.Itoa(k))
+			reportKill(t, "the start after "+name+", killed at "+label, strconv.Itoa(k), labels)
+			survived(t, dir, sc, k, want)
+			done, last = !met.add(labels, killed), labels
+		})
+	}
+	met.report(t, last)
+}
+
+// tally counts at which points processes were killed.
+type tally struct {
+	mu     sync.Mutex
+	began  time.Time
+	kills  int
+	killed map[string]bool
+}
+
+func (m *tally) start() { m.began, m.killed = time.Now(), map[string]bool{} }
+
+// add counts a run that met labels.
+func (m *tally) add(labels []string, killed bool) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if killed {
+		m.kills++
+		m.killed[labels[len(labels)-1]] = true
+	}
+	return killed
+}
+
+// report fails the test if nothing was killed at one of the kinds of effects
+// that a whole run has.
+func (m *tally) report(t *testing.T, all []string) {
+	t.Logf("%d kills at %d points, %v", m.kills, len(m.killed), time.Since(m.began).Round(time.Second))
+	if t.Failed() {
+		return
+	}
+	effect := func(label string) string { return strings.SplitN(label, " ", 2)[0] }
+	killed := map[string]bool{}
+	for label := range m.killed {
+		killed[effect(label)] = true
+	}
+	for _, label := range all {
+		if !killed[effect(label)] {
+			t.Errorf("never killed after %s", label)
+		}
+	}
+}
+
+// killedOnce plays a scenario with one kill and checks what is left.
+func killedOnce(t *testing.T, name, template, kill string, variant int, want map[string]treetest.Tree) (labels []string, killed bool) {
+	dir := copied(t, template)
+	labels, killed = run(t, dir, name, kill)
+	reportKill(t, "scenario "+name, kill, labels)
+	survived(t, dir, scenarios[name], variant, want)
+	return labels, killed
+}
+
+func reportKill(t *testing.T, what, kill string, labels []string) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%s, killed at hit %s: %s", what, kill, labels[len(labels)-1])
+		}
+	})
+}
+
+// survived opens the store that a killed process left, checks it, and does the
+// work again: at once if variant is odd, after the store has settled if not.
+func survived(t *testing.T, dir string, sc scenario, variant int, want map[string]treetest.Tree) {
+	ctx := context.Background()
+	n := killNode(dir, sc)
+	n.t = t
+	t.Cleanup(n.end)
+	n.open()
+	if variant%2 == 0 {
+		n.settles()
+		n.whole(want)
+	}
+	if err := sc.do(ctx, n); err != nil {
+		t.Fatalf("the work cannot be repeated: %v", err)
+	}
+	n.whole(want)
+	n.removeAll()
+	must(t, n.Cleanup(ctx))
+	n.expectNothingLeft()
+}
+
+// settles waits until the store has nothing that it should not have, and checks
+// what it has.
+func (n *node) settles() {
+	n.t.Helper()
+	if err := eventually(func() error { return n.orphans(context.Background()) }); err != nil {
+		n.t.Fatalf("does not go away: %v", err)
+	}
+	n.checkContents()
+}
+
+// whole compares all committed snapshots with what they should show. Others are
+// removed, as containerd does when their lease expires.
+func (n *node) whole(want map[string]treetest.Tree) {
+	n.t.Helper()
+	for _, info := range n.all() {
+		if info.Kind != snapshots.KindCommitted {
+			must(n.t, n.Remove(context.Background(), info.Name))
+			continue
+		}
+		tree, ok := want[info.Name]
+		if !ok {
+			n.t.Errorf("snapshot %s is of no scenario", info.Name)
+			continue
+		}
+		n.shows(info.Name, tree)
+	}
+	n.settles()
+	n.checkUsage()
+}
+
+// killTrees is what the snapshots of all scenarios show, by name; those of the
+// images are compared with the reference.
+func killTrees(t *testing.T) map[string]treetest.Tree {
+	want := map[string]treetest.Tree{}
+	n := killNode(t.TempDir(), scenario{})
+	n.t = t
+	t.Cleanup(n.end)
+	n.open()
+	ctx := context.Background()
+	for i, img := range killImages {
+		top := n.pull(killPrefix(i), img)
+		root, undo := n.view(top)
+		treetest.Check(t, img, root, treetest.Options{})
+		undo()
+	}
+	must(t, commitContainer(ctx, n))
+	must(t, commitWalked(ctx, n))
+	for _, info := range n.all() {
+		if info.Kind == snapshots.KindCommitted {
+			want[info.Name] = n.tree(info.Name)
+		}
+	}
+	for name, file := range map[string]string{containerName: "/written", walkedName: "/walked"} {
+		if e := want[name].Entries[file]; e == nil || e.SHA256 != sha256Hex(noise(9000, uint64(len(file)))) {
+			t.Fatalf("%s of %s is not what was written", file, name)
+		}
+		if want[name].Entries["/gone"] != nil {
+			t.Fatalf("/gone of %s was deleted", name)
+		}
+	}
+	n.removeAll()
+	must(t, n.Cleanup(ctx))
+	n.expectNothingLeft()
+	return want
+}
+
+// template makes the store that a scenario starts from.
+func (sc scenario) template(t *testing.T) string {
+	dir := t.TempDir()
+	if sc.before == nil {
+		return dir
+	}
+	ctx := context.Background()
+	n := killNode(dir, sc)
+	n.t = t
+	n.open()
+	err := sc.before(ctx, n)
+	if err == nil {
+		err = eventually(func() error { return errors.Join(n.orphans(ctx), n.notDurable(ctx)) })
+	}
+	must(t, errors.Join(err, closeAndUnmount(n.Snapshotter)))
+	if sc.damage != nil {
+		must(t, sc.damage(n.layout))
+	}
+	return dir
+}
+
+// copied copies a store; its mounts are gone, as after a reboot.
+func copied(t *testing.T, template string) string {
+	t.Helper()
+	dir := t.TempDir()
+	t.Cleanup((&node{t: t, dir: dir}).end)
+	if !exists(filepath.Join(template, "root")) {
+		return dir
+	}
+	out, err := exec.Command("cp", "-a", "--sparse=always", filepath.Join(template, "root"), dir).CombinedOutput()
+	if err != nil {
+		t.Fatalf("copy the store: %v\n%s", err, bytes.TrimSpace(out))
+	}
+	return dir
+}
