@@ -7,10 +7,13 @@ MAKEFLAGS += --no-builtin-rules
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# What writes the Go code of api/, beside Debian's protoc.
+PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 # The modules of this repository whose code is ours; integration/tools only pins versions.
 MODULES := . integration
 # Longest time that the tests of one package may take.
-TEST_TIMEOUT ?= 15m
+TEST_TIMEOUT ?= 10m
 GOTEST := go test -timeout $(TEST_TIMEOUT) -json
 
 # Builds and tests must not need a usable git: in CI the clone may belong to somebody else.
@@ -18,7 +21,7 @@ export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
 sources = find . -path ./.git -prune -o -path ./bin -prune -o -name '*.go' -print
 
-.PHONY: help build test packages lint lint-format lint-headers lint-names lint-tidy lint-code demo clean
+.PHONY: help build test packages lint lint-format lint-headers lint-names lint-tidy lint-code lint-generated generate generators demo clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -50,7 +53,7 @@ packages:
 	 fi; \
 	 command -v fsck.erofs >/dev/null || echo "fsck.erofs is missing (package erofs-utils): the tests that ask it are skipped"
 
-lint: lint-format lint-headers lint-names lint-tidy lint-code ## check format, headers, names, go.mod, and code with vet and staticcheck
+lint: lint-format lint-headers lint-names lint-tidy lint-generated lint-code ## check format, headers, names, go.mod, generated code, and code with vet and staticcheck
 
 lint-format:
 	@bad=$$($(sources) | xargs gofmt -l); \
@@ -70,6 +73,32 @@ lint-tidy:
 
 lint-code:
 	@for m in $(MODULES); do (cd $$m; go vet ./...; go run $(STATICCHECK) ./...); done
+
+generate: generators ## write the Go code of api/ from its .proto files; installs protoc
+	@command -v protoc >/dev/null || { \
+	   apt="env DEBIAN_FRONTEND=noninteractive timeout 120 apt-get -qq"; \
+	   $$apt install -y protobuf-compiler >/dev/null 2>&1 || \
+	   { $$apt update && $$apt install -y protobuf-compiler; } >/dev/null; \
+	 } || { echo "protoc is missing and could not be installed (package protobuf-compiler)"; exit 1; }
+	@$(call protoc,api)
+
+generators:
+	@GOBIN=$(CURDIR)/bin/generators go install $(PROTOC_GEN_GO)
+	@GOBIN=$(CURDIR)/bin/generators go install $(PROTOC_GEN_GO_GRPC)
+
+# $(call protoc,DIR) writes the Go code of all .proto files of api/ into DIR.
+protoc = protoc -I api \
+	   --plugin=bin/generators/protoc-gen-go --go_out=$(1) --go_opt=paths=source_relative \
+	   --plugin=bin/generators/protoc-gen-go-grpc --go-grpc_out=$(1) --go-grpc_opt=paths=source_relative \
+	   $$(cd api && find . -name '*.proto' -printf '%P\n' | sort)
+
+# The version of protoc, which generated files name, may differ.
+lint-generated:
+	@if ! command -v protoc >/dev/null; then echo "protoc is missing (package protobuf-compiler): it is not checked whether generated code is up to date"; exit 0; fi; \
+	 $(MAKE) --no-print-directory generators; \
+	 fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	 $(call protoc,"$$fresh"); \
+	 diff -r -I '^// .*protoc  *v' -x '*.proto' -x doc.go api "$$fresh" || { echo 'generated code is not up to date, run make generate'; exit 1; }
 
 demo: build ## compare squash with overlayfs on an image like those of CI runners; needs root
 	@cd integration && go run ./cmd/demo

@@ -26,10 +26,12 @@ import (
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+
+	adminapi "github.com/squash-snapshotter/squash/api/admin/v1"
 )
 
-// newServer returns a gRPC server of backend's Snapshots and Diff services and of the health service, which is also
-// returned and says "serving" until it is shut down.
+// newServer returns a gRPC server of backend's Snapshots and Diff services, of the admin service, whose calls end with
+// ctx, and of the health service, which is also returned and says "serving" until it is shut down.
 func newServer(ctx context.Context, backend Backend) (*grpc.Server, *health.Server) {
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
@@ -40,6 +42,7 @@ func newServer(ctx context.Context, backend Backend) (*grpc.Server, *health.Serv
 	)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(backend))
 	diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(backend, noComparer{}))
+	adminapi.RegisterAdminServer(server, &adminServer{serving: ctx, backend: backend})
 	healthy := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthy)
 	return server, healthy

@@ -4,6 +4,7 @@
 // directory, the socket, the gRPC services on it, and the daemon's own questions to containerd.
 //
 //	containerd ──Snapshots, Diff──▶ socket ──▶ Backend (the snapshotter)
+//	squashctl  ──Admin────────────▶ socket ──▶ Backend
 //	containerd ◀──content, introspection, events── ContentSource, watcher ◀── Backend
 //
 // It knows nothing of layers, packs or images. Its share in the invariants of the design: one process per root
@@ -39,7 +40,7 @@ type grace struct {
 var usualGrace = grace{finish: 5 * time.Second, abort: 3 * time.Second, close: 5 * time.Second}
 
 // Backend is what is served: a snapshotter that is also the differ of its own mounts. If it is a snapshots.Cleaner,
-// Cleanup is served too.
+// Cleanup is served too; if it is a Checker, checks are.
 type Backend interface {
 	snapshots.Snapshotter
 	diff.Applier

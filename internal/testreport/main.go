@@ -9,10 +9,13 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -126,12 +129,28 @@ func worthReading(output []string) []string {
 	return kept
 }
 
+// unfinished reports the tests of a package that had something to say and no end: they ran into a panic, or out of
+// time, and what they said last is the trace.
+func (r *reporter) unfinished(pkg string, counts *totals) {
+	for _, t := range slices.SortedFunc(maps.Keys(r.output), func(a, b test) int { return cmp.Compare(a.name, b.name) }) {
+		if t.pkg != pkg || t.name == "" {
+			continue
+		}
+		if last := worthReading(r.output[t]); len(last) > 0 {
+			counts.failed++
+			fmt.Fprintf(r.out, "FAIL %s %s, which did not end\n%s", t.pkg, t.name, strings.Join(last, ""))
+		}
+		delete(r.output, t)
+	}
+}
+
 func (r *reporter) endPackage(e event) {
 	counts := r.packages[e.Package]
 	delete(r.packages, e.Package)
 	word := "ok  "
 	if e.Action == "fail" {
 		word = "FAIL"
+		r.unfinished(e.Package, counts)
 		if counts.failed == 0 { // it did not build, or ended between tests
 			counts.failed++
 		}

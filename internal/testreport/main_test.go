@@ -54,6 +54,17 @@ func TestReport(t *testing.T) {
 			failed: true,
 			want:   []string{"set-up: no root", "0 passed, 1 failed"},
 		}, {
+			name: "a test runs out of time",
+			in: `{"Action":"pass","Package":"p","Test":"TestA"}
+{"Action":"output","Package":"p","Test":"TestB","Output":"=== RUN   TestB\n"}
+{"Action":"output","Package":"p","Test":"TestC","Output":"=== PAUSE TestC\n"}
+{"Action":"output","Package":"p","Test":"TestB","Output":"panic: test timed out after 1s\n"}
+{"Action":"fail","Package":"p"}
+`,
+			failed: true,
+			want:   []string{"FAIL p TestB, which did not end\npanic: test timed out after 1s\n", "\n1 passed, 1 failed, 0 skipped\n"},
+			not:    []string{"TestC"},
+		}, {
 			name:   "the run breaks off",
 			in:     `{"Action":"pass","Package":"p","Test":"TestA"}` + "\n",
 			failed: true,

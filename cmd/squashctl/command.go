@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+
+	"github.com/urfave/cli/v3"
+)
+
+// version is set by the linker; without it, the module's version is shown.
+var version string
+
+// notDone is the exit code of every command that could not do what it was asked for. Smaller ones are results and belong
+// to the command.
+const notDone = 4
+
+// result is a command's exit code other than 0 when it did what it was asked for, and has printed what it has to say.
+type result int
+
+func (r result) Error() string { return fmt.Sprintf("exit code %d", int(r)) }
+
+// usageError marks what the caller can mend on the command line.
+type usageError struct{ error }
+
+// run is the whole program: it returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	err := newCommand(stdout, stderr).Run(ctx, args)
+	if err == nil {
+		return 0
+	}
+	if r, ok := errors.AsType[result](err); ok {
+		return int(r)
+	}
+	if ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
+	fmt.Fprintf(stderr, "squashctl: %v\n", err)
+	if _, ok := errors.AsType[usageError](err); ok {
+		fmt.Fprintln(stderr, "See squashctl --help.")
+	}
+	return notDone
+}
+
+func newCommand(stdout, stderr io.Writer) *cli.Command {
+	root := &cli.Command{
+		Name:                  "squashctl",
+		Usage:                 "look after the squash snapshotter of this node",
+		UsageText:             "squashctl [--address SOCK] COMMAND [options]",
+		Version:               shownVersion(),
+		Description:           description,
+		HideHelpCommand:       true,
+		EnableShellCompletion: true,
+		ConfigureShellCompletionCommand: func(c *cli.Command) {
+			c.Hidden = false
+			c.Usage = "print the completion script of a shell; see squashctl completion --help"
+		},
+		Writer:    stdout,
+		ErrWriter: stderr,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "address", Value: defaultAddress, Usage: "find the daemon at the unix socket `SOCK`"},
+		},
+		Commands: []*cli.Command{fsckCommand()},
+		Action: func(_ context.Context, cmd *cli.Command) error {
+			if cmd.Args().Present() {
+				return usageError{fmt.Errorf("unknown command %q", cmd.Args().First())}
+			}
+			return cli.ShowRootCommandHelp(cmd)
+		},
+		// run decides about the exit code.
+		ExitErrHandler: func(context.Context, *cli.Command, error) {},
+	}
+	for _, c := range append(root.Commands, root) {
+		c.OnUsageError = func(_ context.Context, _ *cli.Command, err error, _ bool) error { return usageError{err} }
+	}
+	return root
+}
+
+const description = `The daemon, containerd-squash-grpc, must be running, and only root may talk to it.
+
+Exit codes: 0 when all is well, 4 when the command could not be done; each command says what others mean.
+
+Examples:
+   squashctl fsck
+      look for damage
+   squashctl --address /run/squash/squash.sock fsck --quick
+      ask the daemon at another socket
+   source <(squashctl completion bash)
+      complete commands and options in this shell`
+
+func shownVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+// noArguments is an error unless cmd was given options alone.
+func noArguments(cmd *cli.Command) error {
+	if cmd.Args().Present() {
+		return usageError{fmt.Errorf("unexpected argument %q", cmd.Args().First())}
+	}
+	return nil
+}

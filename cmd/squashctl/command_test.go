@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/squash-snapshotter/squash/service"
+)
+
+// execute runs the program with what it prints going to buffers.
+func execute(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs strings.Builder
+	code = run(t.Context(), append([]string{"squashctl"}, args...), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func TestCommandLine(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		args []string
+		code int
+		want string // in the output
+	}{
+		{"version", []string{"--version"}, 0, "squashctl version "},
+		{"nothing", nil, 0, "Examples:"},
+		{"help", []string{"--help"}, 0, "fsck"},
+		{"help of fsck", []string{"fsck", "--help"}, 0, "2  damage is left"},
+		{"completion of bash", []string{"completion", "bash"}, 0, "squashctl"},
+		{"unknown command", []string{"fsk"}, notDone, `unknown command "fsk"`},
+		{"unknown flag", []string{"--nope"}, notDone, "-nope"},
+		{"unknown flag of fsck", []string{"fsck", "--nope"}, notDone, "-nope"},
+		{"argument of fsck", []string{"fsck", "image"}, notDone, `unexpected argument "image"`},
+		{"unknown format", []string{"fsck", "--format", "xml"}, notDone, `--format "xml": must be table or json`},
+		{"rate that is no number", []string{"fsck", "--rate", "fast"}, notDone, `"fast"`},
+		{"negative rate", []string{"fsck", "--rate=-1"}, notDone, "--rate -1: must be"},
+		{"rate that overflows", []string{"fsck", "--rate", "9223372036855"}, notDone, "must be a number of megabytes per second from 0 to 9223372036854"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			code, stdout, stderr := execute(t, c.args...)
+			if code != c.code {
+				t.Errorf("got exit code %d, want %d", code, c.code)
+			}
+			if !strings.Contains(stdout+stderr, c.want) {
+				t.Errorf("got output %q%q, want it to contain %q", stdout, stderr, c.want)
+			}
+			if c.code != 0 && stdout != "" {
+				t.Errorf("an error was written to standard output: %q", stdout)
+			}
+			if c.code == 0 && stderr != "" {
+				t.Errorf("without an error, %q was written to standard error", stderr)
+			}
+		})
+	}
+}
+
+// What a shell's completion script asks, which must be the real program: the library looks at its own arguments.
+func TestCompletion(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "squashctl")
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	for want, args := range map[string][]string{
+		"fsck":     {"--generate-shell-completion"},
+		"--repair": {"fsck", "--", "--generate-shell-completion"},
+	} {
+		out, err := exec.Command(program, args...).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("%q: got %q, %v, want it to contain %s", args, out, err, want)
+		}
+	}
+}
+
+func TestDefaultAddressIsThatOfTheDaemon(t *testing.T) {
+	if want := service.DefaultConfig().Address; defaultAddress != want {
+		t.Errorf("got %s, want %s", defaultAddress, want)
+	}
+}
