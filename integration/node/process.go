@@ -10,18 +10,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 )
 
 const (
@@ -126,15 +123,14 @@ func serving(ctx context.Context, conn *grpc.ClientConn) error {
 	return nil
 }
 
-// listing asks a snapshotter for its list, to the end. Not found is a good answer, too: containerd's metastore,
-// which snapshotters share, says so before the first snapshot is made.
+// listing asks a snapshotter for its list, to the end.
 func listing(ctx context.Context, conn *grpc.ClientConn) error {
 	ctx = metadata.AppendToOutgoingContext(ctx, "containerd-namespace", Namespace)
 	list, err := snapshotsapi.NewSnapshotsClient(conn).List(ctx, &snapshotsapi.ListSnapshotsRequest{Snapshotter: Squash})
 	for err == nil {
 		_, err = list.Recv()
 	}
-	if err == io.EOF || status.Code(err) == codes.NotFound || strings.Contains(err.Error(), "bucket does not exist") {
+	if err == io.EOF {
 		return nil
 	}
 	return err
