@@ -373,14 +373,25 @@ func (c *check) files(ctx context.Context) error {
 	if err := s.collect(ctx, c.opts.Repair); err != nil {
 		return err
 	}
-	orphan := func(what, detail string) {
-		c.report(Finding{Kind: FindingOrphan, Object: what, Detail: detail, Remedy: "restart the daemon: it removes it"})
+	orphans, err := s.orphans(ctx)
+	if err != nil {
+		return err
 	}
+	for _, o := range orphans {
+		c.report(Finding{Kind: FindingOrphan, Object: o, Detail: "nothing that exists has this", Remedy: "restart the daemon: it removes it"})
+	}
+	c.progress("files", 1, 1)
+	return nil
+}
+
+// orphans lists the files and mounts that belong to nothing.
+func (s *Snapshotter) orphans(ctx context.Context) (orphans []string, err error) {
 	s.collecting.Lock()
 	defer s.collecting.Unlock()
-	var ids known
-	if err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
-		if ids, err = knownSnapshots(ctx); err != nil {
+	// In a write transaction no snapshot is being created.
+	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		ids, err := knownSnapshots(ctx)
+		if err != nil {
 			return err
 		}
 		for _, dir := range []string{s.snapshotsDir(), s.layersDir()} {
@@ -390,25 +401,26 @@ func (c *check) files(ctx context.Context) error {
 			}
 			for _, name := range names {
 				if isID(name) {
-					orphan(filepath.Join(dir, name), "no snapshot has this ID")
+					orphans = append(orphans, filepath.Join(dir, name))
 				}
 			}
 		}
 		return nil
-	}); err != nil {
-		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	mounted, err := mounts.Mounted(s.flatMounts())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for target := range mounted {
 		if image, err := parseChain(filepath.Base(target)); err != nil || !exists(s.image(image)) {
-			orphan(target, "a mount whose image is gone")
+			orphans = append(orphans, target)
 		}
 	}
-	c.progress("files", 1, 1)
-	return nil
+	slices.Sort(orphans)
+	return orphans, nil
 }
 
 // newThrottle bounds the reading through any number of readers together; nil

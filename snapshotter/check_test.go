@@ -241,3 +241,24 @@ func TestDurableLayersAreNotVerifiedAfterABoot(t *testing.T) {
 		t.Errorf("the start has looked at a durable layer: %+v", findings)
 	}
 }
+
+// A pack that lost its end: nobody reads zeros where contents were.
+func TestContentsBehindTheEndOfThePackComeBack(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, mounts.ModeAuto)
+	top := n.pull("ns/1", checkedImage())
+	want := n.tree(top)
+	path := n.pack.Path()
+	n.close()
+	for _, m := range mountsBelow(t, n.dir) {
+		must(t, unmount(m.Mountpoint))
+	}
+	must(t, os.Truncate(path, 8192))
+	n.open()
+	n.shows(top, want)
+	if findings, _ := n.checked(CheckOptions{}); len(findings) > 0 {
+		t.Errorf("%+v", findings)
+	}
+	n.removeAll()
+	n.expectNothingLeft()
+}

@@ -157,10 +157,12 @@ func (n *node) checkContents() {
 	seen := map[pack.Digest]bool{}
 	n.pack.Each(func(d pack.Digest, p pack.Placement) bool {
 		b := make([]byte, p.Size)
-		if _, err := f.ReadAt(b, int64(p.Block)*pack.BlockSize); err != nil {
-			n.t.Errorf("content %x: %v", d[:4], err)
-		} else if pack.Digest(sha256.Sum256(b)) != d {
-			n.t.Errorf("content %x has other bytes", d[:4])
+		_, err := f.ReadAt(b, int64(p.Block)*pack.BlockSize)
+		if err != nil || pack.Digest(sha256.Sum256(b)) != d {
+			// A sweep may just have cut it from the index.
+			if again, lerr := n.pack.Lookup(d); lerr == nil && again == p {
+				n.t.Errorf("content %x has other bytes: %v", d[:4], err)
+			}
 		}
 		if seen[d] {
 			n.t.Errorf("content %x is in the index twice", d[:4])

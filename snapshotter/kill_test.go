@@ -118,125 +118,146 @@ func eventually(check func() error) error {
 }
 
 // run starts a scenario on the store in dir, to be killed at the hit that kill
-// names; "" lets it live. It returns the labels of the hits that it met.
-func run(t *testing.T, dir, scenario, kill string) (labels []string, killed bool) {
+// names; "" lets it live. It returns the labels of the hits that it met, the
+// last one "" if it was not killed.
+func run(t *testing.T, dir, scenario, kill string) (labels []string) {
 	t.Helper()
 	trace := filepath.Join(t.TempDir(), "trace")
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), killDir+"="+dir, killScenario+"="+scenario, failpoint.TraceEnv+"="+trace, failpoint.KillEnv+"="+kill)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL {
-		killed = true
-	} else if err != nil {
+	killed := errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
+	if killed && kill == "" || err != nil && !killed {
 		t.Fatalf("scenario %s: %v\n%s", scenario, err, out)
 	}
 	b, err := os.ReadFile(trace)
 	must(t, err)
-	labels = strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
-	if killed != (kill != "") && kill == "" {
-		t.Fatalf("scenario %s was killed by somebody else", scenario)
+	labels = strings.Split(string(b), "\n")
+	if killed {
+		labels = labels[:len(labels)-1]
 	}
-	return labels, killed
+	return labels
 }
 
 // Invariants 2, 3, 4 and 7, with the kill after every single effect on the
 // disk, the mounts and the metastore: what was committed is whole, nothing is
 // left over, and the work succeeds when it is repeated.
 func TestAKillAfterAnyEffectIsSurvived(t *testing.T) {
+	var lives []life
+	for _, name := range slices.Sorted(maps.Keys(scenarios)) {
+		lives = append(lives, life{scenario: name})
+	}
+	killAll(t, lives)
+}
+
+// A start after a kill is killed, too, after each of its effects.
+func TestAKillOfTheStartAfterAKillIsSurvived(t *testing.T) {
+	killAll(t, []life{
+		{"first start and unpack", true, "pack.write in writeChunk"},
+		{"first start and unpack", true, "index.rename in publishIndex < publishPending"},
+		{"first start and unpack", true, "file.rename in writeFile < writeFlat"},
+		{"first start and unpack", true, "index.rename in publishIndex < cut"},
+		{"restore", true, "index.rename in publishIndex < publishPending < publish < Publish < restore"},
+		{"upper directories", true, "metastore.ready in update < create"},
+		{"upper directories", true, "metastore.commit in update < Commit"},
+		{"remove", true, "image.remove"},
+		{"reboot", true, ""},
+	})
+}
+
+// life is what is killed at each of its points.
+type life struct {
+	scenario string
+	// start: not the scenario itself, but the start after it was killed at the
+	// first point whose label begins with after; "": before it began.
+	start bool
+	after string
+}
+
+func (l life) String() string {
+	if l.start {
+		return strings.TrimSpace(killStart + l.scenario + " " + l.after)
+	}
+	return l.scenario
+}
+
+func killAll(t *testing.T, lives []life) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts file systems")
 	}
 	want := killTrees(t)
-	t.Run("scenarios", func(t *testing.T) {
-		for _, name := range slices.Sorted(maps.Keys(scenarios)) {
-			t.Run(name, func(t *testing.T) {
+	t.Run("killed", func(t *testing.T) {
+		for _, l := range lives {
+			t.Run(l.String(), func(t *testing.T) {
 				t.Parallel()
-				killEverywhere(t, name, want)
+				killEverywhere(t, l, want)
 			})
 		}
 	})
 }
 
-// killEverywhere kills a scenario after its first, second, … effect, until it
-// completes, and has what it left checked each time.
-func killEverywhere(t *testing.T, name string, want map[string]treetest.Tree) {
-	sc := scenarios[name]
-	template := sc.template(t)
-	all, _ := run(t, copied(t, template), name, "")
-	var met tally
-	met.start()
-	t.Run("kill", func(t *testing.T) {
+// killEverywhere kills after the first, second, … effect, until none is left to
+// be killed after, and has what is left checked each time.
+func killEverywhere(t *testing.T, l life, want map[string]treetest.Tree) {
+	template := scenarios[l.scenario].template(t)
+	var all []string
+	met := tally{began: time.Now(), killed: map[string]bool{}}
+	t.Run("lives", func(t *testing.T) {
+		all, _ = l.live(t, template, "")
+		all = all[:len(all)-1]
+	})
+	t.Run("dies", func(t *testing.T) {
 		for k := range all {
 			t.Run(strconv.Itoa(k), func(t *testing.T) {
 				t.Parallel()
-				met.add(killedOnce(t, name, template, strconv.Itoa(k), k, want))
+				met.add(l.once(t, template, strconv.Itoa(k), k, want))
 			})
 		}
 	})
 	// The background does not always keep the same order, so some run may be
 	// longer, and some point may not have been hit at the place where it was.
 	k := len(all)
-	for ok := false; !ok && !t.Failed(); k++ {
-		t.Run(strconv.Itoa(k), func(t *testing.T) { ok = !met.add(killedOnce(t, name, template, strconv.Itoa(k), k, want)) })
+	for over := false; !over && !t.Failed(); k++ {
+		t.Run(strconv.Itoa(k), func(t *testing.T) { over = !met.add(l.once(t, template, strconv.Itoa(k), k, want)) })
 	}
 	for _, label := range slices.Compact(slices.Sorted(slices.Values(all))) {
 		if !met.killed[label] && !t.Failed() {
-			t.Run(label, func(t *testing.T) { met.add(killedOnce(t, name, template, label, k, want)) })
+			t.Run(label, func(t *testing.T) { met.add(l.once(t, template, label, k, want)) })
 		}
 	}
 	met.report(t, all)
 }
 
-// A start after a kill is killed, too, after each of its effects.
-func TestAKillOfTheStartAfterAKillIsSurvived(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: mounts file systems")
-	}
-	want := killTrees(t)
-	t.Run("after", func(t *testing.T) {
-		for _, d := range []struct{ scenario, label string }{
-			{"first start and unpack", "pack.write in writeChunk"},
-			{"first start and unpack", "index.rename in publishIndex < publishPending"},
-			{"first start and unpack", "file.rename in writeFile < writeFlat"},
-			{"first start and unpack", "index.rename in publishIndex < cut"},
-			{"restore", "index.rename in publishIndex < publishPending < publish < Publish < restore"},
-			{"upper directories", "metastore.ready in update < create"},
-			{"upper directories", "metastore.commit in update < Commit"},
-			{"remove", "image.remove"},
-			{"reboot", ""},
-		} {
-			t.Run(d.scenario+" "+d.label, func(t *testing.T) {
-				t.Parallel()
-				killStarts(t, d.scenario, d.label, want)
-			})
+// live plays it on a copy of the template, which it returns, with a kill or ("")
+// without.
+func (l life) live(t *testing.T, template, kill string) (labels []string, dir string) {
+	t.Helper()
+	dir = copied(t, template)
+	scenario := l.scenario
+	if l.start {
+		scenario = killStart + l.scenario
+		if l.after != "" {
+			if labels := run(t, dir, l.scenario, l.after); !strings.HasPrefix(labels[len(labels)-1], l.after) {
+				t.Fatalf("%s did not come to %s, but to\n%s", l.scenario, l.after, strings.Join(labels, "\n"))
+			}
 		}
-	})
+	}
+	return run(t, dir, scenario, kill), dir
 }
 
-// killStarts kills a scenario at a point ("": lets it be), and then the start
-// after that at each of its points.
-func killStarts(t *testing.T, name, label string, want map[string]treetest.Tree) {
-	sc := scenarios[name]
-	template := sc.template(t)
-	var met tally
-	met.start()
-	var last []string
-	for k, done := 0, false; !done && !t.Failed(); k++ {
-		t.Run(strconv.Itoa(k), func(t *testing.T) {
-			dir := copied(t, template)
-			if label != "" {
-				if labels, killed := run(t, dir, name, label); !killed {
-					t.Fatalf("scenario %s did not come to %s, but to\n%s", name, label, strings.Join(labels, "\n"))
-				}
-			}
-			labels, killed := run(t, dir, killStart+name, strconv.Itoa(k))
-			reportKill(t, "the start after "+name+", killed at "+label, strconv.Itoa(k), labels)
-			survived(t, dir, sc, k, want)
-			done, last = !met.add(labels, killed), labels
-		})
-	}
-	met.report(t, last)
+// once kills and checks what is left. It returns the label of the point at which
+// it killed, "" if there was none.
+func (l life) once(t *testing.T, template, kill string, variant int, want map[string]treetest.Tree) (label string) {
+	labels, dir := l.live(t, template, kill)
+	label = labels[len(labels)-1]
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%s, killed at hit %s: %s", l, kill, label)
+		}
+	})
+	survived(t, dir, scenarios[l.scenario], variant, want)
+	return label
 }
 
 // tally counts at which points processes were killed.
@@ -247,21 +268,20 @@ type tally struct {
 	killed map[string]bool
 }
 
-func (m *tally) start() { m.began, m.killed = time.Now(), map[string]bool{} }
-
-// add counts a run that met labels.
-func (m *tally) add(labels []string, killed bool) bool {
+// add counts a kill; "" is none.
+func (m *tally) add(label string) (killed bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if killed {
-		m.kills++
-		m.killed[labels[len(labels)-1]] = true
+	if label == "" {
+		return false
 	}
-	return killed
+	m.kills++
+	m.killed[label] = true
+	return true
 }
 
-// report fails the test if nothing was killed at one of the kinds of effects
-// that a whole run has.
+// report fails the test if nothing was killed after one of the kinds of effects
+// that a whole life has.
 func (m *tally) report(t *testing.T, all []string) {
 	t.Logf("%d kills at %d points, %v", m.kills, len(m.killed), time.Since(m.began).Round(time.Second))
 	if t.Failed() {
@@ -277,23 +297,6 @@ func (m *tally) report(t *testing.T, all []string) {
 			t.Errorf("never killed after %s", label)
 		}
 	}
-}
-
-// killedOnce plays a scenario with one kill and checks what is left.
-func killedOnce(t *testing.T, name, template, kill string, variant int, want map[string]treetest.Tree) (labels []string, killed bool) {
-	dir := copied(t, template)
-	labels, killed = run(t, dir, name, kill)
-	reportKill(t, "scenario "+name, kill, labels)
-	survived(t, dir, scenarios[name], variant, want)
-	return labels, killed
-}
-
-func reportKill(t *testing.T, what, kill string, labels []string) {
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("%s, killed at hit %s: %s", what, kill, labels[len(labels)-1])
-		}
-	})
 }
 
 // survived opens the store that a killed process left, checks it, and does the

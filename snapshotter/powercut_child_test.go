@@ -129,13 +129,7 @@ func workUntilThePowerGoes(dir string, seed uint64) error {
 	for w, ns := range powerNamespaces {
 		go func() { failed <- c.work(ctx, ns, rand.New(rand.NewPCG(seed, uint64(w)))) }()
 	}
-	go func() {
-		r := rand.New(rand.NewPCG(seed, 99))
-		for {
-			time.Sleep(time.Duration(r.IntN(20_000)) * time.Microsecond) // the moment is what is drawn
-			writeBack(cfg.Root, r)
-		}
-	}()
+	go writeBack(cfg.Root, seed)
 	return <-failed
 }
 

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -135,28 +136,38 @@ func unmountSoon(t testing.TB, point string) {
 }
 
 // writeBack has data of the store below root written to the disk before its
-// time, as memory pressure may: any part of any file, in any order.
-func writeBack(root string, r *rand.Rand) {
-	var paths []string
-	for _, pattern := range []string{"pack", "index/*", "layers/*/*", "images/*", "snapshots/*/fs/*"} {
-		found, err := filepath.Glob(filepath.Join(root, pattern))
-		if err == nil && len(found) > 0 {
-			paths = append(paths, found[r.IntN(len(found))])
+// time, as memory pressure may: any part of any file, in any order. Some seeds
+// favour the files that speak of contents, some the contents.
+func writeBack(root string, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 99))
+	patterns, pause := []string{"pack", "index/*", "layers/*/*", "images/*", "snapshots/*/fs/*"}, 20_000
+	switch seed % 3 {
+	case 0:
+		patterns, pause = []string{"index/*", "layers/*/*"}, 500
+	case 1:
+		patterns, pause = []string{"pack"}, 2000
+	}
+	for {
+		time.Sleep(time.Duration(r.IntN(pause)) * time.Microsecond) // the moment is what is drawn
+		paths, err := filepath.Glob(filepath.Join(root, patterns[r.IntN(len(patterns))]))
+		if err != nil || len(paths) == 0 {
+			continue
 		}
-	}
-	if len(paths) == 0 {
-		return
-	}
-	f, err := os.Open(paths[r.IntN(len(paths))])
-	if err != nil {
-		return // gone by now
-	}
-	defer f.Close()
-	if r.IntN(6) == 0 {
-		_ = f.Sync()
-		return
-	}
-	if st, err := f.Stat(); err == nil && st.Size() > 0 {
-		_ = unix.SyncFileRange(int(f.Fd()), r.Int64N(st.Size()), 1+r.Int64N(st.Size()), unix.SYNC_FILE_RANGE_WRITE)
+		path := paths[r.IntN(len(paths))]
+		if r.IntN(2) == 0 {
+			path = paths[len(paths)-1] // among the newest
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			continue // gone by now
+		}
+		if st, err := f.Stat(); err == nil && st.Size() > 0 {
+			from := r.Int64N(2*st.Size()) - st.Size() // every other time all of it
+			_ = unix.SyncFileRange(int(f.Fd()), max(0, from), st.Size(), unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+		}
+		if r.IntN(20) == 0 {
+			_ = f.Sync()
+		}
+		f.Close()
 	}
 }

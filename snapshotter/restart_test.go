@@ -219,6 +219,28 @@ func TestWhatACrashLeftIsRemovedAtStart(t *testing.T) {
 	}
 }
 
+// The mounts outlive the files, and the same layers would find them by name.
+func TestMountsOfAStoreThatWasDeletedAreNotUsed(t *testing.T) {
+	t.Parallel()
+	for _, mode := range bothModes {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, mode)
+			top := n.pull("ns/1", sample(1))
+			want := n.tree(top)
+			before := mountIDs(t, n.dir)
+			n.close()
+			must(t, os.RemoveAll(n.cfg.Root))
+			n.open()
+			if left := mountIDs(t, n.dir); len(left) > 0 || len(before) != 1 {
+				t.Errorf("mounted after the root was deleted: %v, before: %v", left, before)
+			}
+			n.pull("ns/2", sample(2))
+			n.shows(n.pull("ns/1", sample(1)), want)
+		})
+	}
+}
+
 func TestContentOfALayerThatNeverGotItsTOCIsFreedAfterARestart(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, mounts.ModeAuto)

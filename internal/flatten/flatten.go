@@ -95,18 +95,16 @@ type entry struct {
 	nodes []*node
 }
 
-// list returns what a merged directory shows, in byte order.
+// list returns what a merged directory shows, in byte order. dirs end at the
+// first opaque one.
 func list(dirs []*node) []entry {
-	if len(dirs) == 1 || dirs[0].opaque {
+	if len(dirs) == 1 {
 		return listOne(dirs[0])
 	}
 	names := map[string]bool{}
 	for _, d := range dirs {
 		for name := range d.children {
 			names[name] = true
-		}
-		if d.opaque {
-			break
 		}
 	}
 	entries := make([]entry, 0, len(names))

@@ -166,9 +166,6 @@ func stack(dirs []*node, name string) []*node {
 				return found
 			}
 		}
-		if d.opaque {
-			return found
-		}
 	}
 	return found
 }

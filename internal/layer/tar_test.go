@@ -138,7 +138,7 @@ func TestEntriesOfATar(t *testing.T) {
 		{"time before 1970", at(-1, 500_000_000), `dir "d" 0 0:0 0.0`},
 		{"owner -1", hdr(tar.Header{Typeflag: tar.TypeDir, Name: "d", Uid: math.MaxUint32, Gid: math.MaxUint32}), `dir "d" 0 4294967295:4294967295 0.0`},
 		{"owner over 32 bit", hdr(tar.Header{Typeflag: tar.TypeDir, Name: "d", Uid: 1<<32 + 5, Gid: 1<<33 + 6}), `dir "d" 0 5:6 0.0`},
-		{"xattrs, sorted", xattrs("user.b", "2", "security.x", "\x00\xff", "user.a", "1"), `dir "d" 755 0:0 0.0 security.x="\x00\xff" user.a="1" user.b="2"`},
+		{"xattrs, sorted", xattrs("user.b", "2", "security.x", "\x00\xff", "user.a", "1", "user.d", "", "user.c", "", "user.e", ""), `dir "d" 755 0:0 0.0 security.x="\x00\xff" user.a="1" user.b="2" user.c="" user.d="" user.e=""`},
 		{"xattrs that are not an image's", xattrs("trusted.overlay.opaque", "y", "trusted.x", "1", "system.x", "1", "plain", "1", "user.", "1", "security.", "1"), `dir "d" 755 0:0 0.0`},
 		{"overlay xattrs of the user class are ordinary", xattrs("user.overlay.opaque", "y"), `dir "d" 755 0:0 0.0 user.overlay.opaque="y"`},
 		{"ACL", xattrs(ACLAccess, acl(1, 7, 2, 5, 4, 5, 0x10, 7, 0x20, 0)), `dir "d" 755 0:0 0.0 system.posix_acl_access="` + strings.ReplaceAll(quote(acl(1, 7, 2, 5, 4, 5, 0x10, 7, 0x20, 0)), "\"", "") + `"`},
@@ -415,4 +415,19 @@ func FuzzFromTar(f *testing.F) {
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		_, _ = take(t, t.Context(), bytes.NewReader(stream), &memoryStore{limit: 1 << 20})
 	})
+}
+
+// Header records come in a random order.
+func TestXattrsOfATarAreSorted(t *testing.T) {
+	var pairs []string
+	for i := range 40 {
+		pairs = append(pairs, "user."+string(rune('A'+i)), "v")
+	}
+	got, err := take(t, t.Context(), bytes.NewReader(archive(t, xattrs(pairs...))), &memoryStore{})
+	if err != nil || len(got[0].Xattrs) != 40 {
+		t.Fatalf("%v, %v", got, err)
+	}
+	if !slices.IsSortedFunc(got[0].Xattrs, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) }) {
+		t.Errorf("%s", brief(got[0]))
+	}
 }

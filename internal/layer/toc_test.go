@@ -187,7 +187,7 @@ func TestHostileTOCsAreRefused(t *testing.T) {
 			if !errors.Is(err, ErrDamaged) || !errdefs.IsDataLoss(err) {
 				t.Errorf("error %v, want ErrDamaged", err)
 			}
-			if used := after.TotalAlloc - before.TotalAlloc; used > 48<<20 {
+			if used := after.TotalAlloc - before.TotalAlloc; used > 24<<20 {
 				t.Errorf("%d MiB were allocated for it", used>>20)
 			}
 		})

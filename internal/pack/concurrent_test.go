@@ -18,7 +18,9 @@ func TestFileNeverEndsBelowAnOpenSegment(t *testing.T) {
 	a, b := s.Begin(), s.Begin()
 	put(t, a, make([]byte, 2*smallContent))
 	put(t, b, noise(1, 100))
-	publish(t, a)
+	if err := a.endSegment(); err != nil {
+		t.Fatal(err)
+	}
 	st, err := s.file.Stat()
 	if err != nil {
 		t.Fatal(err)
@@ -26,6 +28,7 @@ func TestFileNeverEndsBelowAnOpenSegment(t *testing.T) {
 	if got, want := uint64(st.Size()), b.seg.end*BlockSize; got < want {
 		t.Errorf("file was made to end at %d, a segment ends at %d", got, want)
 	}
+	publish(t, a)
 	closeWriter(t, a)
 	publish(t, b)
 	closeWriter(t, b)

@@ -91,9 +91,14 @@ func Open(ctx context.Context, dir string, opts ...Option) (_ *Store, err error)
 	}
 	s.size = uint64(st.Size()+BlockSize-1) / BlockSize
 	var begins blockSet
+	var lost []Digest // behind the end of the file
 	for _, x := range s.files {
 		for r := range x.all() {
 			s.space.used.setRange(uint64(r.place.Block), uint64(r.place.Blocks))
+			if r.place.End() > s.size {
+				lost = append(lost, r.digest)
+				continue
+			}
 			begins.setRange(uint64(r.place.Block), 1)
 		}
 		s.next = max(s.next, x.last+1)
@@ -127,7 +132,13 @@ func Open(ctx context.Context, dir string, opts ...Option) (_ *Store, err error)
 			}
 		}
 	}
-	return s, s.reclaim()
+	if err := s.reclaim(); err != nil {
+		return nil, err
+	}
+	if o.referrers != nil && len(lost) > 0 {
+		return s, s.Drop(lost)
+	}
+	return s, nil
 }
 
 // Option changes how a store is opened.
@@ -139,8 +150,8 @@ type options struct {
 
 // Referrers names whoever refers to the pack by block addresses. It is asked,
 // before any block is taken back, whether every content that is referred to is
-// in the index; begins tells whether one begins at a block. If so (sound),
-// damaged index files can be given up. If not, no block is ever taken back.
+// in the index and not lost with the end of the file; begins tells whether one
+// begins at a block. If so (sound), damaged index files can be given up. If not, no block is ever taken back.
 func Referrers(ask func(begins func(block uint32) bool) (sound bool, err error)) Option {
 	return func(o *options) { o.referrers = ask }
 }
