@@ -226,7 +226,8 @@ func TestDiffIDIsThatOfTheWholeStream(t *testing.T) {
 		{plainType, compression.Uncompressed}, {gzipType, compression.Gzip}, {zstdType, compression.Zstd},
 		{images.MediaTypeDockerSchema2Layer, compression.Uncompressed}, {images.MediaTypeDockerSchema2LayerGzip, compression.Gzip},
 		{images.MediaTypeDockerSchema2LayerForeignGzip, compression.Gzip}, {images.MediaTypeDockerSchema2LayerZstd, compression.Zstd},
-		{ocispec.MediaTypeImageLayerNonDistributableGzip, compression.Gzip}, //nolint:staticcheck // images that name it exist
+		//lint:ignore SA1019 images that name it exist
+		{ocispec.MediaTypeImageLayerNonDistributableGzip, compression.Gzip},
 	} {
 		data := layer
 		if c.how != compression.Uncompressed {

@@ -71,7 +71,7 @@ func (s *Snapshotter) checkUntouched(id string) error {
 func (s *Snapshotter) settle(ctx context.Context, name, id string) {
 	_, err := s.summary(ctx, id)
 	if _, serr := s.readSource(id); err == nil && serr != nil && !exists(s.durable(id)) {
-		s.makeDurable(ctx, id) // nothing but the upper directory could bring it back
+		err = s.makeDurable(ctx, id) // nothing but the upper directory could bring it back
 	}
 	if err == nil {
 		err = s.dropUpper(id)
@@ -209,12 +209,13 @@ func (in *intake) publish(ctx context.Context) error {
 	if sync {
 		return s.markDurable(in.id)
 	}
-	s.background(func(ctx context.Context) { s.makeDurable(ctx, in.id) })
+	s.background(func(ctx context.Context) { _ = s.makeDurable(ctx, in.id) })
 	return nil
 }
 
-// makeDurable syncs a layer that is in use already.
-func (s *Snapshotter) makeDurable(ctx context.Context, id string) {
+// makeDurable syncs a layer that is in use already. If it cannot, that is
+// logged: after a power cut the layer will have to be verified.
+func (s *Snapshotter) makeDurable(ctx context.Context, id string) error {
 	err := s.pack.Sync()
 	if err == nil {
 		err = syncFile(s.toc(id))
@@ -225,6 +226,7 @@ func (s *Snapshotter) makeDurable(ctx context.Context, id string) {
 	if err != nil && !os.IsNotExist(err) && ctx.Err() == nil {
 		log.G(ctx).WithError(err).WithField("layer", id).Error("could not make a layer durable: after a power cut it will have to be verified")
 	}
+	return err
 }
 
 // markDurable notes that all of a layer is on the disk, and syncs the note.

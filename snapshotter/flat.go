@@ -113,7 +113,6 @@ func (s *Snapshotter) flat(ctx context.Context, ids []string) (string, error) {
 		}
 		if !exists(s.image(c)) {
 			if err := s.writeFlat(ctx, c, ids); err != nil {
-				s.askSweep() // it kept content that may have lost its layers meanwhile
 				return err
 			}
 		}

@@ -63,8 +63,8 @@ func makeLayout(root, state string) (layout, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return l, err
 		}
-		failpoint.Hit("layout.mkdir")
 	}
+	failpoint.Hit("layout.mkdir")
 	// What the state directory holds is reached by clients' mounts as root
 	// only, but its own path must be open to the daemon's user alone.
 	return l, errors.Join(os.Chmod(l.root, 0o700), syncDir(l.root))

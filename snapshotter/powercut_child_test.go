@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -126,8 +127,8 @@ func workUntilThePowerGoes(dir string, seed uint64) error {
 	if c.cut, err = cutAfter(c.journal); err != nil {
 		return err
 	}
-	for w, ns := range powerNamespaces {
-		go func() { failed <- c.work(ctx, ns, rand.New(rand.NewPCG(seed, uint64(w)))) }()
+	for pair := range len(c.images) / 2 {
+		go func() { failed <- c.work(ctx, pair, rand.New(rand.NewPCG(seed, uint64(pair)))) }()
 	}
 	go writeBack(cfg.Root, seed)
 	return <-failed
@@ -185,11 +186,12 @@ func (c *powerChild) note(sign byte, name string) error {
 	return err
 }
 
-func (c *powerChild) work(ctx context.Context, ns string, r *rand.Rand) (err error) {
+// work has a pair of images to itself.
+func (c *powerChild) work(ctx context.Context, pair int, r *rand.Rand) (err error) {
 	for k := 0; ; k++ {
-		i := r.IntN(len(c.images))
+		i, ns := 2*pair+r.IntN(2), powerNamespaces[r.IntN(len(powerNamespaces))]
 		names := c.images[i].names(ns)
-		switch what := r.IntN(9); what {
+		switch r.IntN(9) {
 		case 0, 1, 2:
 			if err = c.pull(ctx, ns, c.images[i]); err == nil && r.IntN(2) == 0 {
 				err = c.Flatten(ctx, names[2])
@@ -204,8 +206,13 @@ func (c *powerChild) work(ctx context.Context, ns string, r *rand.Rand) (err err
 			if errdefs.IsNotFound(err) || name == powerCommit(ns, i) && errdefs.IsFailedPrecondition(err) {
 				err = nil // not there now, or lost at an earlier cut
 			}
-		case 7, 8:
-			err = c.remove(ctx, append([]string{powerCommit(ns, i)}, names[2], names[1], names[0]))
+		case 7:
+			err = c.remove(ctx, ns, i)
+		case 8: // the disk forgets their contents, too
+			for _, ns := range powerNamespaces {
+				err = errors.Join(err, c.remove(ctx, ns, 2*pair), c.remove(ctx, ns, 2*pair+1))
+			}
+			err = errors.Join(err, c.Cleanup(ctx))
 		}
 		if err != nil {
 			return fmt.Errorf("step %d with image %d of %s: %w", k, i, ns, err)
@@ -264,9 +271,10 @@ func (c *powerChild) commit(ctx context.Context, ns string, i int) error {
 	return errors.Join(c.note('+', name), c.cut(0))
 }
 
-// remove removes snapshots as long as nothing stands on them.
-func (c *powerChild) remove(ctx context.Context, names []string) error {
-	for _, name := range names {
+// remove removes an image, but for what another one stands on.
+func (c *powerChild) remove(ctx context.Context, ns string, i int) error {
+	names := append(c.images[i].names(ns), powerCommit(ns, i))
+	for _, name := range slices.Backward(names) {
 		if err := c.note('-', name); err != nil {
 			return err
 		}

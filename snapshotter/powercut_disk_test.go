@@ -26,7 +26,8 @@ type disks struct {
 	n     int
 }
 
-// inner are file systems that can be on the disk, with options of mount(8).
+// inner are file systems that can be on the disk, with options of mount(8). The
+// last bit of a seed chooses the kind, the next one the options.
 var inner = []struct{ kind, options string }{
 	{"ext4", ""},
 	{"xfs", ",nouuid"},
@@ -149,25 +150,31 @@ func writeBack(root string, seed uint64) {
 	}
 	for {
 		time.Sleep(time.Duration(r.IntN(pause)) * time.Microsecond) // the moment is what is drawn
-		paths, err := filepath.Glob(filepath.Join(root, patterns[r.IntN(len(patterns))]))
-		if err != nil || len(paths) == 0 {
-			continue
+		for _, pattern := range patterns {
+			paths, err := filepath.Glob(filepath.Join(root, pattern))
+			if err != nil {
+				panic(err)
+			}
+			for _, path := range paths {
+				if r.IntN(2) == 0 {
+					writeBackFile(path, r)
+				}
+			}
 		}
-		path := paths[r.IntN(len(paths))]
-		if r.IntN(2) == 0 {
-			path = paths[len(paths)-1] // among the newest
-		}
-		f, err := os.Open(path)
-		if err != nil {
-			continue // gone by now
-		}
-		if st, err := f.Stat(); err == nil && st.Size() > 0 {
-			from := r.Int64N(2*st.Size()) - st.Size() // every other time all of it
-			_ = unix.SyncFileRange(int(f.Fd()), max(0, from), st.Size(), unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
-		}
-		if r.IntN(20) == 0 {
-			_ = f.Sync()
-		}
-		f.Close()
 	}
+}
+
+// writeBackFile does it for a part of a file, every other time for all of it.
+func writeBackFile(path string, r *rand.Rand) {
+	f, err := os.Open(path)
+	if err != nil {
+		return // gone by now
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || st.Size() == 0 {
+		return
+	}
+	from := max(0, r.Int64N(2*st.Size())-st.Size())
+	_ = unix.SyncFileRange(int(f.Fd()), from, st.Size(), unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
 }

@@ -245,6 +245,9 @@ func (s *Snapshotter) skeletonFor(ctx context.Context, id string, parents []stri
 // collection.
 func (s *Snapshotter) dropSkeleton(id string) error {
 	target := s.skeletonMount(id)
+	if !exists(target) {
+		return nil // most snapshots have none
+	}
 	if err := s.mounter.Unmount(target); err != nil {
 		return err
 	}

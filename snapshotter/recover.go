@@ -18,6 +18,7 @@ import (
 	"github.com/squash-snapshotter/squash/internal/failpoint"
 	"github.com/squash-snapshotter/squash/internal/layer"
 	"github.com/squash-snapshotter/squash/internal/pack"
+	"golang.org/x/sys/unix"
 )
 
 // tidy brings the files into the order that the metastore demands, after
@@ -119,19 +120,25 @@ func (s *Snapshotter) resume(ctx context.Context, ids known) error {
 		return err
 	}
 	if string(last) != string(boot) {
-		if err := s.verifyUnsynced(ctx, ids); err != nil {
-			return fmt.Errorf("verify layers after a boot: %w", err)
+		if string(last) != orderly {
+			if err := s.verifyUnsynced(ctx, ids); err != nil {
+				return fmt.Errorf("verify layers after a boot: %w", err)
+			}
 		}
-		if err := writeFile(s.boot(), true, func(w io.Writer) error { _, err := w.Write(boot); return err }); err != nil {
-			return err
-		}
-		if err := syncDir(s.root); err != nil {
+		if err := s.noteBoot(string(boot)); err != nil {
 			return err
 		}
 	}
 	for id, info := range ids {
-		if info.Kind == snapshots.KindCommitted && exists(s.snapshot(id)) && !exists(s.lost(id)) {
+		if info.Kind != snapshots.KindCommitted || exists(s.lost(id)) {
+			continue
+		}
+		if exists(s.snapshot(id)) {
 			s.background(func(ctx context.Context) { s.settle(ctx, info.Name, id) })
+		}
+		if exists(s.toc(id)) && !exists(s.durable(id)) {
+			// The predecessor was killed before it had synced the layer.
+			s.background(func(ctx context.Context) { _ = s.makeDurable(ctx, id) })
 		}
 	}
 	return nil
@@ -142,10 +149,57 @@ func (s *Snapshotter) resume(ctx context.Context, ids known) error {
 // however the daemon ended.
 const bootID = "/proc/sys/kernel/random/boot_id"
 
-// verifyUnsynced looks at the layers without a durable mark: what is damaged
-// is taken away, so that it comes back from its blob or is reported by name,
-// and never shown.
+// orderly stands in place of the boot in which the store was in use last, if
+// it was closed and all of it synced.
+const orderly = "closed and synced\n"
+
+// noteBoot writes down, durably, in which boot the store is in use.
+func (s *Snapshotter) noteBoot(boot string) error {
+	err := writeFile(s.boot(), true, func(w io.Writer) error { _, err := io.WriteString(w, boot); return err })
+	return errors.Join(err, syncDir(s.root))
+}
+
+// noteOrderly syncs the store's file system and notes that nothing can be lost
+// any more.
+func (s *Snapshotter) noteOrderly() error {
+	f, err := os.Open(s.root)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("sync the file system of %s: %w", s.root, err)
+	}
+	return s.noteBoot(orderly)
+}
+
+// verifyUnsynced looks at what had not been synced when the machine went down:
+// what is damaged is taken away, so that it comes back from its blob or is
+// reported by name, and never shown.
 func (s *Snapshotter) verifyUnsynced(ctx context.Context, ids known) error {
+	// Contents first, whatever refers to them: none that is damaged may be
+	// taken for known when a layer is taken in again.
+	var bad []layer.Digest
+	var stop error
+	s.pack.Unsynced(func(d pack.Digest, _ pack.Placement) {
+		if stop != nil {
+			return
+		}
+		if err := s.pack.Verify(ctx, d, nil); errdefs.IsDataLoss(err) {
+			bad = append(bad, layer.Digest(d))
+		} else if err != nil {
+			stop = err
+		}
+	})
+	if stop != nil {
+		return stop
+	}
+	if len(bad) > 0 {
+		if err := s.dropContents(ctx, bad); err != nil {
+			return err
+		}
+		log.G(ctx).WithField("contents", len(bad)).Warn("contents were lost with the last boot; they are restored from the blobs of their layers when they are needed")
+	}
 	for id, info := range ids {
 		if exists(s.durable(id)) || exists(s.lost(id)) {
 			continue
@@ -158,45 +212,19 @@ func (s *Snapshotter) verifyUnsynced(ctx context.Context, ids known) error {
 			continue
 		}
 		ctx := log.WithLogger(ctx, log.G(ctx).WithFields(log.Fields{"snapshot": info.Name, "layer": id}))
-		bad, err := s.badContents(ctx, id, nil)
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
+		err := s.eachContent(id, func(layer.Digest) error { return ctx.Err() })
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
 			if err := s.loseTOC(ctx, id, err); err != nil {
 				return err
 			}
-			continue
+		default:
+			_ = s.makeDurable(ctx, id) // logged; it is tried again at the next start
 		}
-		if len(bad) > 0 {
-			if err := s.dropContents(ctx, bad); err != nil {
-				return err
-			}
-			log.G(ctx).WithField("contents", len(bad)).Warn("contents of a layer were lost with the last boot; they are restored from its blob when they are needed")
-		}
-		s.makeDurable(ctx, id)
 	}
 	return nil
-}
-
-// badContents reads the contents of a layer and returns those whose bytes are
-// not what they should be. What the pack does not have is not among them. The
-// error is that of the TOC.
-func (s *Snapshotter) badContents(ctx context.Context, id string, throttle func(io.Reader) io.Reader) (bad []layer.Digest, err error) {
-	seen := map[layer.Digest]bool{}
-	err = s.eachContent(id, func(d layer.Digest) error {
-		if seen[d] {
-			return nil
-		}
-		seen[d] = true
-		if err := s.pack.Verify(ctx, pack.Digest(d), throttle); errdefs.IsDataLoss(err) {
-			bad = append(bad, d)
-		} else if err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
-		return nil
-	})
-	return bad, err
 }
 
 // loseTOC takes a TOC away that cannot be read. A layer whose source is known

@@ -100,6 +100,8 @@ type Snapshotter struct {
 	pack    *pack.Store
 	mounter *mounts.Mounter
 
+	resumed bool // New has come to its end
+
 	// Work that outlives the call which asked for it runs under ctx; Close
 	// cancels it and waits.
 	ctx    context.Context
@@ -184,6 +186,7 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	if err := s.resume(ctx, ids); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.resumed = true
 	log.G(ctx).WithFields(log.Fields{"root": s.root, "mount": string(s.mounter.Mode())}).Info("snapshotter is open")
 	s.background(s.collector)
 	s.askSweep() // a crash may have left content without a reference
@@ -202,7 +205,11 @@ func (s *Snapshotter) Close() error {
 	}
 	s.cancel()
 	s.work.Wait()
-	return errors.Join(s.ms.Close(), s.pack.Close())
+	err := errors.Join(s.ms.Close(), s.pack.Close())
+	if err == nil && s.resumed {
+		err = s.noteOrderly()
+	}
+	return err
 }
 
 // background runs f in a goroutine that Close waits for.

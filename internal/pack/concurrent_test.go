@@ -141,9 +141,7 @@ func TestAllAtOnceIsLikeOneAfterTheOther(t *testing.T) {
 
 	serial := open(t, t.TempDir())
 	var all [][]byte
-	for _, b := range pool {
-		all = append(all, b)
-	}
+	all = append(all, pool...)
 	for i, d := range store(t, serial, all...) {
 		if !live[d] {
 			all[i] = nil

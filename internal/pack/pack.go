@@ -44,6 +44,7 @@ type Store struct {
 	// publications, merges and sweeps happen one after the other.
 	changing sync.Mutex
 	next     uint64 // next generation; guarded by changing
+	synced   uint64 // contents of generations below it are on the disk; guarded by changing
 
 	mu      sync.RWMutex
 	files   []*indexFile // oldest first; the slice is replaced, never changed
@@ -132,6 +133,10 @@ func Open(ctx context.Context, dir string, opts ...Option) (_ *Store, err error)
 			}
 		}
 	}
+	if s.synced, err = readSynced(s.indexDir()); err != nil {
+		return nil, err
+	}
+	s.next = max(s.next, s.synced) // if index files were lost, their numbers are not given again
 	if err := s.reclaim(); err != nil {
 		return nil, err
 	}
@@ -196,8 +201,10 @@ func (s *Store) fit() error {
 	if err := s.file.Truncate(int64(end) * BlockSize); err != nil {
 		return fmt.Errorf("pack: cut the pack to %d blocks: %w", end, err)
 	}
-	s.size = end
-	failpoint.Hit("pack.truncate")
+	if end != s.size {
+		s.size = end
+		failpoint.Hit("pack.truncate")
+	}
 	return nil
 }
 
@@ -255,12 +262,18 @@ func (s *Store) find(d *Digest) (Placement, bool) {
 
 // Sync makes everything durable that was published before it was called.
 func (s *Store) Sync() error {
+	s.changing.Lock()
+	published := s.next
+	s.changing.Unlock()
 	if err := s.file.Sync(); err != nil {
 		return fmt.Errorf("pack: sync: %w", err)
 	}
 	s.changing.Lock()
 	defer s.changing.Unlock()
-	return s.syncIndex()
+	if err := s.syncIndex(); err != nil {
+		return err
+	}
+	return s.noteSynced(published)
 }
 
 // syncIndex makes the index files durable that are not yet. s.changing is held.

@@ -332,13 +332,18 @@ func (w *Writer) publish(sync bool) error {
 	if err := w.endSegment(); err != nil {
 		return fmt.Errorf("pack: end segment: %w", err)
 	}
+	var published uint64 // generations whose contents the sync has met
 	if sync {
+		w.s.changing.Lock()
+		published = w.s.next
+		w.s.changing.Unlock()
 		if err := w.s.file.Sync(); err != nil {
 			return fmt.Errorf("pack: sync: %w", err)
 		}
 	}
 	w.s.changing.Lock()
 	defer w.s.changing.Unlock()
+	alone := published == w.s.next // and then this one's, too
 	w.yieldToOthers()
 	if len(w.pending) > 0 {
 		if err := w.publishPending(sync); err != nil {
@@ -347,7 +352,13 @@ func (w *Writer) publish(sync bool) error {
 	}
 	if sync {
 		// Contents that were known may be younger than the last sync.
-		return w.s.syncIndex()
+		if err := w.s.syncIndex(); err != nil {
+			return err
+		}
+		if alone {
+			published = w.s.next
+		}
+		return w.s.noteSynced(published)
 	}
 	return nil
 }

@@ -42,6 +42,9 @@ type event struct {
 
 type test struct{ pkg, name string }
 
+// lastWords is how many lines outside of tests are shown of a package that failed.
+const lastWords = 100
+
 type totals struct{ passed, failed, skipped int }
 
 func (t totals) String() string {
@@ -154,7 +157,8 @@ func (r *reporter) endPackage(e event) {
 		if counts.failed == 0 { // it did not build, or ended between tests
 			counts.failed++
 		}
-		fmt.Fprint(r.out, strings.Join(r.output[test{pkg: e.Package}], ""))
+		said := r.output[test{pkg: e.Package}] // by no test in particular: logs of goroutines, and the last words
+		fmt.Fprint(r.out, strings.Join(said[max(0, len(said)-lastWords):], ""))
 	}
 	if *counts != (totals{}) {
 		fmt.Fprintf(r.out, "%s %s: %v, %.1f s\n", word, e.Package, counts, e.Elapsed)
