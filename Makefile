@@ -21,12 +21,12 @@ export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
 sources = find . -path ./.git -prune -o -path ./bin -prune -o -name '*.go' -print
 
-.PHONY: help build test packages lint lint-format lint-headers lint-names lint-tidy lint-code lint-generated generate generators demo clean
+.PHONY: help build test torture packages lint lint-format lint-headers lint-names lint-tidy lint-code lint-generated generate generators demo clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
 
-build: ## build the daemon into bin/
+build: ## build the daemon and squashctl into bin/
 	@mkdir -p bin
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
 
@@ -35,23 +35,35 @@ build: ## build the daemon into bin/
 rooted = $(shell go list -f '{{range .TestImports}}{{if eq . "github.com/containerd/containerd/v2/pkg/testutil"}}{{$$.ImportPath}}{{end}}{{end}}' ./...)
 others = $(filter-out $(rooted),$(shell go list ./...))
 
-# Data races are looked for in the main module; integration tests run other programs.
+# Data races are looked for in the main module; integration tests run other programs. The tests that kill the process
+# at every effect on the disk need a build of their own.
 test: build packages ## run all tests, with a real containerd too; needs root
 	@go build -o bin/testreport ./internal/testreport
 	@{ failed=0; \
 	   $(GOTEST) -race $(others) || failed=1; \
 	   $(GOTEST) -race $(rooted) -test.root || failed=1; \
+	   $(GOTEST) -tags failpoints -run AKill ./snapshotter || failed=1; \
 	   cd integration && $(GOTEST) ./... || failed=1; \
 	   exit $$failed; } | bin/testreport
 
+# As in the tests, but for longer: power cuts at random moments, random images against overlayfs.
+torture: packages ## run the random tests for half an hour or so; needs root
+	go test ./snapshotter -test.root -timeout 2h -v -run TestAPowerCut -cuts 200
+	go test ./snapshotter -test.root -timeout 2h -run RandomImages -random-images 5000
+
 # Programs that only some tests want. A test that misses one says so.
 packages:
-	@if ! command -v fsck.erofs >/dev/null && command -v apt-get >/dev/null; then \
+	@missing=""; \
+	 command -v fsck.erofs >/dev/null || missing="erofs-utils"; \
+	 command -v mkfs.xfs >/dev/null || missing="$$missing xfsprogs"; \
+	 if [ -n "$$missing" ] && command -v apt-get >/dev/null; then \
 	   apt="env DEBIAN_FRONTEND=noninteractive timeout 120 apt-get -qq"; \
-	   $$apt install -y erofs-utils >/dev/null 2>&1 || \
-	   { $$apt update && $$apt install -y erofs-utils; } >/dev/null 2>&1 || true; \
+	   $$apt install -y $$missing >/dev/null 2>&1 || \
+	   { $$apt update && $$apt install -y $$missing; } >/dev/null 2>&1 || true; \
 	 fi; \
-	 command -v fsck.erofs >/dev/null || echo "fsck.erofs is missing (package erofs-utils): the tests that ask it are skipped"
+	 for p in fsck.erofs:erofs-utils mkfs.xfs:xfsprogs; do \
+	   command -v $${p%:*} >/dev/null || echo "$${p%:*} is missing (package $${p#*:}): the tests that want it are skipped"; \
+	 done
 
 lint: lint-format lint-headers lint-names lint-tidy lint-generated lint-code ## check format, headers, names, go.mod, generated code, and code with vet and staticcheck
 

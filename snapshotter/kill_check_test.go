@@ -10,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"syscall"
+	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/moby/sys/mountinfo"
@@ -24,7 +26,7 @@ import (
 
 var (
 	rootFile  = regexp.MustCompile(`^(version|boot|metadata\.db|pack|index|layers|images|snapshots)$`)
-	indexFile = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{8}\.\d+$`)
+	indexFile = regexp.MustCompile(`^([0-9a-f]{8}-[0-9a-f]{8}\.\d+|synced)$`)
 	layerFile = regexp.MustCompile(`^(toc|source|durable)$`)
 )
 
@@ -149,27 +151,46 @@ func (n *node) notDurable(ctx context.Context) error {
 }
 
 // checkContents hashes the bytes of every content of the index: invariant 2.
-func (n *node) checkContents() {
-	n.t.Helper()
-	f, err := os.Open(n.pack.Path())
-	must(n.t, err)
+func checkContents(t *testing.T, s *pack.Store) {
+	t.Helper()
+	f, err := os.Open(s.Path())
+	must(t, err)
 	defer f.Close()
 	seen := map[pack.Digest]bool{}
-	n.pack.Each(func(d pack.Digest, p pack.Placement) bool {
+	s.Each(func(d pack.Digest, p pack.Placement) bool {
 		b := make([]byte, p.Size)
 		_, err := f.ReadAt(b, int64(p.Block)*pack.BlockSize)
 		if err != nil || pack.Digest(sha256.Sum256(b)) != d {
 			// A sweep may just have cut it from the index.
-			if again, lerr := n.pack.Lookup(d); lerr == nil && again == p {
-				n.t.Errorf("content %x has other bytes: %v", d[:4], err)
+			if again, lerr := s.Lookup(d); lerr == nil && again == p {
+				t.Errorf("content %x has other bytes: %v", d[:4], err)
 			}
 		}
 		if seen[d] {
-			n.t.Errorf("content %x is in the index twice", d[:4])
+			t.Errorf("content %x is in the index twice", d[:4])
 		}
 		seen[d] = true
 		return true
 	})
+}
+
+// checkKilled is checkContents before the start that frees what is not needed. It
+// looks at a copy, to leave all of the recovery to the start.
+func checkKilled(t *testing.T, dir string) {
+	t.Helper()
+	root := filepath.Join(dir, "root")
+	if !exists(filepath.Join(root, "index")) {
+		return
+	}
+	to := t.TempDir()
+	out, err := exec.Command("cp", "-a", "--sparse=always", filepath.Join(root, "pack"), filepath.Join(root, "index"), to).CombinedOutput()
+	if err != nil {
+		t.Fatalf("copy the pack: %v\n%s", err, out)
+	}
+	s, err := pack.Open(context.Background(), to)
+	must(t, err)
+	checkContents(t, s)
+	must(t, s.Close())
 }
 
 // checkUsage compares the sum of all usages with what there is: invariant 7.

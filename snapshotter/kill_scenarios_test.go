@@ -182,7 +182,7 @@ func losePower(l layout) error {
 	}
 	_, err = f.WriteAt(make([]byte, 5000), int64(p.Block)*pack.BlockSize)
 	marks, merr := filepath.Glob(filepath.Join(l.layersDir(), "*", "durable"))
-	err = errors.Join(err, merr, f.Close(), os.Remove(l.boot()))
+	err = errors.Join(err, merr, f.Close(), os.Remove(l.boot()), os.Remove(filepath.Join(l.root, "index", "synced")))
 	if len(marks) == 0 {
 		err = errors.Join(err, errors.New("no layer was durable"))
 	}

@@ -27,7 +27,7 @@ import (
 func (s *Snapshotter) tidy(ctx context.Context) (ids known, err error) {
 	root := os.DirFS(s.root) // patterns do not apply to the root's own name
 	var gone []string
-	for _, pattern := range []string{"images/*" + tmpSuffix, "layers/*/*" + tmpSuffix} {
+	for _, pattern := range []string{"*" + tmpSuffix, "images/*" + tmpSuffix, "layers/*/*" + tmpSuffix} {
 		unfinished, err := fs.Glob(root, pattern)
 		if err != nil {
 			return nil, err

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/squash-snapshotter/squash/internal/failpoint"
 )
 
 // syncedName is a file beside the index files. It holds a number in decimal:
@@ -43,12 +45,14 @@ func (s *Store) noteSynced(generation uint64) error {
 		return fmt.Errorf("pack: note what is synced: %w", err)
 	}
 	_, err = fmt.Fprintln(f, generation)
+	failpoint.Hit("synced.write")
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
 		err = os.Rename(path+tmpSuffix, path)
 	}
 	if err != nil {
 		return fmt.Errorf("pack: note what is synced: %w", errors.Join(err, os.Remove(path+tmpSuffix)))
 	}
+	failpoint.Hit("synced.rename")
 	s.synced = generation
 	return syncDir(s.indexDir())
 }
