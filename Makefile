@@ -42,7 +42,7 @@ test: build packages ## run all tests, with a real containerd too; needs root
 	@{ failed=0; \
 	   $(GOTEST) -race $(others) || failed=1; \
 	   $(GOTEST) -race $(rooted) -test.root || failed=1; \
-	   $(GOTEST) -tags failpoints -run AKill ./snapshotter || failed=1; \
+	   $(GOTEST) -tags failpoints -parallel 4 -run 'TestAKill(After|OfTheStart)' ./snapshotter || failed=1; \
 	   cd integration && $(GOTEST) ./... || failed=1; \
 	   exit $$failed; } | bin/testreport
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
@@ -119,11 +120,22 @@ func (s *Snapshotter) apply(ctx context.Context, desc ocispec.Descriptor, t targ
 		err = applyFiles(ctx, t, stream)
 	}
 	if err != nil {
+		// What is in the snapshot from now on did not come from this blob.
+		if asTOC && !exists(s.toc(t.id)) {
+			err = errors.Join(err, removeIfThere(s.source(t.id)))
+		}
 		s.askSweep() // the snapshot may have been removed and collected before all of this was made
 		return ocispec.Descriptor{}, err
 	}
 	size, id := stream.sum()
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: size, Digest: id}, nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	return nil
 }
 
 // claim lets one Apply at a time have a snapshot.

@@ -262,7 +262,7 @@ func (s *Snapshotter) dropFlat(c chain, began uint64) error {
 		return err
 	}
 	failpoint.Hit("mount.remove")
-	if err := os.Remove(s.flatMount(c)); err != nil && !os.IsNotExist(err) {
+	if err := removeIfThere(s.flatMount(c)); err != nil {
 		return err
 	}
 	failpoint.Hit("mountpoint.remove")
@@ -270,7 +270,7 @@ func (s *Snapshotter) dropFlat(c chain, began uint64) error {
 		return err
 	}
 	failpoint.Hit("image.remove")
-	if err := os.Remove(s.refs(c)); err != nil && !os.IsNotExist(err) {
+	if err := removeIfThere(s.refs(c)); err != nil {
 		return err
 	}
 	failpoint.Hit("refs.remove")

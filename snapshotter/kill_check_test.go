@@ -30,10 +30,10 @@ var (
 	layerFile = regexp.MustCompile(`^(toc|source|durable)$`)
 )
 
-// orphans tells what a store has that it should not have once it is at rest:
-// files, mounts and contents that nothing refers to, and blocks that no
-// content covers.
-func (n *node) orphans(ctx context.Context) error {
+// disorder tells what a store has that it should not have once it is at rest:
+// files, mounts and contents that nothing refers to, and blocks that no content
+// covers; and what it lacks: contents that no sweep may have freed.
+func (n *node) disorder(ctx context.Context) error {
 	var ids known
 	err := n.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
 		ids, err = knownSnapshots(ctx)
@@ -73,7 +73,14 @@ func (n *node) orphans(ctx context.Context) error {
 			bad("layers/%s is left", id)
 		}
 		named(n.layer(id), layerFile)
-		err := n.eachContent(id, func(d layer.Digest) error { refs[pack.Digest(d)] = true; return nil })
+		keeps := ids[id].Kind == snapshots.KindCommitted && (n.cfg.Shadowed == ShadowedKeep || !exists(n.source(id)))
+		err := n.eachContent(id, func(d layer.Digest) error {
+			refs[pack.Digest(d)] = true
+			if _, err := n.pack.Lookup(pack.Digest(d)); err != nil && keeps {
+				bad("layer %s: %w", id, err)
+			}
+			return nil
+		})
 		if err != nil && (ids[id].Kind == snapshots.KindCommitted || !os.IsNotExist(err)) {
 			bad("layer %s: %w", id, err)
 		}

@@ -85,7 +85,7 @@ func play(dir, name string) error {
 		return err
 	}
 	// What goes on in the background may be killed, too.
-	if err := eventually(func() error { return errors.Join(n.orphans(ctx), n.notDurable(ctx)) }); err != nil {
+	if err := eventually(func() error { return errors.Join(n.disorder(ctx), n.notDurable(ctx)) }); err != nil {
 		return err
 	}
 	return s.Close()
@@ -336,19 +336,22 @@ func survived(t *testing.T, dir string, sc scenario, variant int, want map[strin
 func (n *node) settles() {
 	n.t.Helper()
 	ctx := context.Background()
-	if err := eventually(func() error { return errors.Join(n.orphans(ctx), n.notDurable(ctx)) }); err != nil {
+	if err := eventually(func() error { return errors.Join(n.disorder(ctx), n.notDurable(ctx)) }); err != nil {
 		n.t.Fatalf("does not come to rest: %v", err)
 	}
 	checkContents(n.t, n.pack)
 }
 
 // whole compares all committed snapshots with what they should show. Others are
-// removed, as containerd does when their lease expires.
+// mounted, then removed, as containerd does when their lease expires.
 func (n *node) whole(want map[string]treetest.Tree) {
 	n.t.Helper()
 	for _, info := range n.all() {
 		if info.Kind != snapshots.KindCommitted {
-			must(n.t, n.Remove(context.Background(), info.Name))
+			m, err := n.Mounts(context.Background(), info.Name)
+			must(n.t, err)
+			_, undo := n.mounted(info.Name, m)
+			undo()
 			continue
 		}
 		tree, ok := want[info.Name]
@@ -410,7 +413,7 @@ func (sc scenario) template(t *testing.T) string {
 	n.open()
 	err := sc.before(ctx, n)
 	if err == nil {
-		err = eventually(func() error { return errors.Join(n.orphans(ctx), n.notDurable(ctx)) })
+		err = eventually(func() error { return errors.Join(n.disorder(ctx), n.notDurable(ctx)) })
 	}
 	must(t, errors.Join(err, closeAndUnmount(n.Snapshotter)))
 	if sc.damage != nil {

@@ -252,7 +252,7 @@ func (s *Snapshotter) dropSkeleton(id string) error {
 		return err
 	}
 	failpoint.Hit("mount.remove")
-	if err := os.Remove(target); err != nil && !os.IsNotExist(err) {
+	if err := removeIfThere(target); err != nil {
 		return err
 	}
 	failpoint.Hit("mountpoint.remove")
