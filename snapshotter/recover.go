@@ -294,12 +294,7 @@ func (s *Snapshotter) retake(ctx context.Context, id string, src source) error {
 	if s.cfg.Content == nil {
 		return fmt.Errorf("layer %s is lost, and there is no content store to take it from: %w", id, errdefs.ErrFailedPrecondition)
 	}
-	blob, err := s.openSource(ctx, id, src)
-	if err != nil {
-		return err
-	}
-	defer blob.Close()
-	stream, err := newLayerStream(ctx, blob, nil)
+	stream, err := s.openSource(ctx, id, src)
 	if err != nil {
 		return err
 	}

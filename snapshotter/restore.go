@@ -153,12 +153,7 @@ func (s *Snapshotter) refillLayer(ctx context.Context, id string, missing map[la
 	if err != nil || s.cfg.Content == nil {
 		return fmt.Errorf("contents of layer %s are lost and it has no blob: remove the image and pull it again: %w", id, errdefs.ErrFailedPrecondition)
 	}
-	blob, err := s.openSource(ctx, id, src)
-	if err != nil {
-		return err
-	}
-	defer blob.Close()
-	stream, err := newLayerStream(ctx, blob, nil)
+	stream, err := s.openSource(ctx, id, src)
 	if err != nil {
 		return err
 	}

@@ -34,9 +34,18 @@ func (s *Snapshotter) writeSource(ctx context.Context, id string, desc ocispec.D
 	return errors.Join(syncDir(s.layer(id)), syncDir(s.layersDir()))
 }
 
+// sourceStream is the tar of a layer that is read again.
+type sourceStream struct {
+	*layerStream
+	blob io.Closer
+}
+
+// Close ends the reading.
+func (s *sourceStream) Close() error { return errors.Join(s.layerStream.Close(), s.blob.Close()) }
+
 // openSource opens the blob of a layer that needs it again.
 // ErrFailedPrecondition, saying how to mend it: containerd has it no more.
-func (s *Snapshotter) openSource(ctx context.Context, id string, src source) (io.ReadCloser, error) {
+func (s *Snapshotter) openSource(ctx context.Context, id string, src source) (*sourceStream, error) {
 	blob, err := s.cfg.Content.Open(src.context(ctx), src.Blob)
 	if errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("contents of layer %s are needed again, and namespace %s no longer has its blob %s: fetch it with `ctr -n %s content fetch <reference of the image>`: %w",
@@ -45,7 +54,11 @@ func (s *Snapshotter) openSource(ctx context.Context, id string, src source) (io
 	if err != nil {
 		return nil, fmt.Errorf("open blob: %w", err)
 	}
-	return blob, nil
+	stream, err := newLayerStream(ctx, blob, nil)
+	if err != nil {
+		return nil, errors.Join(err, blob.Close())
+	}
+	return &sourceStream{stream, blob}, nil
 }
 
 // readSource returns a layer's source; os.ErrNotExist if it has none.
