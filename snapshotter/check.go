@@ -260,11 +260,10 @@ func (c *check) images(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	byName := c.ids.byName()
 	ids := map[chain][]string{}
-	for id, tocs := range c.s.chains(c.ids) {
-		if tocs != nil && c.ids[id].Kind == snapshots.KindCommitted {
-			ids[chainOf(tocs)] = c.chainIDs(id)
-		}
+	for chain, tops := range c.s.tops(c.ids) {
+		ids[chain] = c.ids.lineage(tops[0], byName)
 	}
 	for i, image := range images {
 		if err := ctx.Err(); err != nil {
@@ -288,19 +287,6 @@ func (c *check) images(ctx context.Context) error {
 		done()
 	}
 	return nil
-}
-
-// chainIDs returns a snapshot and its parents, the bottom one first.
-func (c *check) chainIDs(id string) (ids []string) {
-	byName := map[string]string{}
-	for id, info := range c.ids {
-		byName[info.Name] = id
-	}
-	for ; id != ""; id = byName[c.ids[id].Parent] {
-		ids = append(ids, id)
-	}
-	slices.Reverse(ids)
-	return ids
 }
 
 func (s *Snapshotter) checkImage(c chain) error {
@@ -348,15 +334,10 @@ func (s *Snapshotter) mendImage(ctx context.Context, c chain, ids []string) erro
 		return err
 	}
 	defer f.Close()
-	refs := flatten.Refs{}
-	for _, p := range places {
-		refs.Blocks = append(refs.Blocks, p.Block)
-	}
-	stats, sum, err := writeImage(ctx, f, tree, places)
+	stats, refs, err := writeImage(ctx, f, tree, places)
 	if err != nil {
 		return err
 	}
-	refs.ImageSize, refs.ImageSum = uint64(stats.Image), sum
 	if err := errors.Join(f.Truncate(stats.Image), f.Sync()); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -74,6 +75,25 @@ func (s *Snapshotter) collector(ctx context.Context) {
 
 // known is what the metastore says exists, by ID.
 type known map[string]snapshots.Info
+
+// byName returns the IDs by the snapshots' names.
+func (k known) byName() map[string]string {
+	ids := make(map[string]string, len(k))
+	for id, info := range k {
+		ids[info.Name] = id
+	}
+	return ids
+}
+
+// lineage returns a snapshot and its parents, the bottom one first. byName is
+// k.byName().
+func (k known) lineage(id string, byName map[string]string) (ids []string) {
+	for ; id != ""; id = byName[k[id].Parent] {
+		ids = append(ids, id)
+	}
+	slices.Reverse(ids)
+	return ids
+}
 
 // collect removes what the metastore does not know: first mounts, then flat
 // images, then directories, and if layers went (or sweep says so) content.
@@ -167,18 +187,13 @@ func unknownNames(dir string, ids known) ([]string, error) {
 // snapshot's. What is still in use stays, and keeps its content by its refs; it
 // goes at the first collection after its last user.
 func (s *Snapshotter) collectFlats(ctx context.Context, ids known, began uint64) (dropped int, errs error) {
-	live := map[chain]bool{}
-	for id, tocs := range s.chains(ids) {
-		if ids[id].Kind == snapshots.KindCommitted && tocs != nil {
-			live[chainOf(tocs)] = true
-		}
-	}
+	live := s.tops(ids)
 	images, err := s.flatImages()
 	if err != nil {
 		return 0, err
 	}
 	for _, c := range images {
-		if live[c] {
+		if len(live[c]) > 0 {
 			continue
 		}
 		switch err := s.dropFlat(c, began); {
@@ -212,10 +227,7 @@ func (s *Snapshotter) flatImages() ([]chain, error) {
 // chains returns the TOCs of each snapshot's chain by ID, the bottom one first;
 // nil where not all are to be had.
 func (s *Snapshotter) chains(ids known) map[string][]layer.Summary {
-	byName := map[string]string{}
-	for id, info := range ids {
-		byName[info.Name] = id
-	}
+	byName := ids.byName()
 	chains := map[string][]layer.Summary{}
 	var tocs func(id string) []layer.Summary
 	tocs = func(id string) []layer.Summary {
@@ -238,6 +250,18 @@ func (s *Snapshotter) chains(ids known) map[string][]layer.Summary {
 		tocs(id)
 	}
 	return chains
+}
+
+// tops returns the committed snapshots whose TOCs are to be had, by chain.
+func (s *Snapshotter) tops(ids known) map[chain][]string {
+	tops := map[chain][]string{}
+	for id, tocs := range s.chains(ids) {
+		if ids[id].Kind == snapshots.KindCommitted && tocs != nil {
+			c := chainOf(tocs)
+			tops[c] = append(tops[c], id)
+		}
+	}
+	return tops
 }
 
 // dropFlat unmounts and removes a flat image unless somebody came to need it

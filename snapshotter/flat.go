@@ -186,14 +186,10 @@ func (s *Snapshotter) writeFlat(ctx context.Context, c chain, ids []string) (err
 	}
 	var stats flatten.Stats
 	err = writeFile(s.image(c), true, func(w io.Writer) error {
-		refs := flatten.Refs{Blocks: make([]uint32, 0, len(places))}
-		for _, p := range places {
-			refs.Blocks = append(refs.Blocks, p.Block)
-		}
-		if stats, refs.ImageSum, err = writeImage(ctx, w, tree, places); err != nil {
+		var refs flatten.Refs
+		if stats, refs, err = writeImage(ctx, w, tree, places); err != nil {
 			return err
 		}
-		refs.ImageSize = uint64(stats.Image)
 		return writeFile(s.refs(c), true, func(w io.Writer) error { return flatten.WriteRefs(w, refs) })
 	})
 	if err != nil {
@@ -209,14 +205,19 @@ func (s *Snapshotter) writeFlat(ctx context.Context, c chain, ids []string) (err
 	return nil
 }
 
-// writeImage writes a tree whose contents are in the pack, and returns the sum
-// of the image's bytes.
-func writeImage(ctx context.Context, w io.Writer, tree *flatten.Tree, places map[layer.Digest]pack.Placement) (flatten.Stats, uint32, error) {
+// writeImage writes a tree whose contents are in the pack, and returns what is
+// to be noted about the image.
+func writeImage(ctx context.Context, w io.Writer, tree *flatten.Tree, places map[layer.Digest]pack.Placement) (flatten.Stats, flatten.Refs, error) {
+	refs := flatten.Refs{Blocks: make([]uint32, 0, len(places))}
+	for _, p := range places {
+		refs.Blocks = append(refs.Blocks, p.Block)
+	}
 	sum := flatten.NewImageSum()
 	b := bufio.NewWriterSize(io.MultiWriter(w, sum), 1<<20)
 	stats, err := tree.WriteImage(ctx, b, func(d layer.Digest) (pack.Placement, error) { return places[d], nil })
 	err = errors.Join(err, b.Flush())
-	return stats, sum.Sum32(), err
+	refs.ImageSize, refs.ImageSum = uint64(stats.Image), sum.Sum32()
+	return stats, refs, err
 }
 
 // locate finds all contents that a tree shows, and restores those that are not

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/log"
 	"github.com/squash-snapshotter/squash/internal/flatten"
 	"github.com/squash-snapshotter/squash/internal/layer"
@@ -71,17 +70,7 @@ func (s *Snapshotter) sweep(ctx context.Context, ids known) error {
 // somebody may still have them mounted. It returns the layers whose chains have
 // a flat image and need not keep more than that shows.
 func (s *Snapshotter) markImages(mark *pack.Mark, ids known) (flattened map[string]bool, err error) {
-	tops := map[chain][]string{} // committed snapshots by chain
-	byName := map[string]string{}
-	for id, info := range ids {
-		byName[info.Name] = id
-	}
-	for id, tocs := range s.chains(ids) {
-		if ids[id].Kind == snapshots.KindCommitted && tocs != nil {
-			c := chainOf(tocs)
-			tops[c] = append(tops[c], id)
-		}
-	}
+	tops, byName := s.tops(ids), ids.byName()
 	images, err := s.flatImages()
 	if err != nil {
 		return nil, err
@@ -99,7 +88,7 @@ func (s *Snapshotter) markImages(mark *pack.Mark, ids known) (flattened map[stri
 			mark.KeepBlock(b)
 		}
 		for _, id := range tops[c] {
-			for below := id; below != ""; below = byName[ids[below].Parent] {
+			for _, below := range ids.lineage(id, byName) {
 				flattened[below] = true
 			}
 		}

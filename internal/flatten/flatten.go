@@ -82,12 +82,6 @@ func replay(ctx context.Context, open Layer, lower []*node) (*node, error) {
 	}
 }
 
-// Root tells the metadata of the image's root directory.
-func (t *Tree) Root() (mode, uid, gid uint32) {
-	r := t.layers[0]
-	return r.mode, r.uid, r.gid
-}
-
 // entry is a name of a merged directory: the node on top, and for a directory
 // all that are merged, the top one first.
 type entry struct {
