@@ -2,7 +2,11 @@
 
 package erofs
 
-import "golang.org/x/sys/unix"
+import (
+	"encoding/binary"
+
+	"golang.org/x/sys/unix"
+)
 
 // How an inode's data is stored is known here and nowhere else. A further
 // layout is a constant in disk.go and a case in each of these functions, which
@@ -12,7 +16,8 @@ import "golang.org/x/sys/unix"
 // settle chooses between the layouts of data that lies in the image. head is
 // the size of the inode with its xattrs.
 func (n *node) settle(head int64) {
-	if n.layout == layoutChunked {
+	switch n.layout {
+	case layoutChunked, layoutCompressed, layoutPacked:
 		return
 	}
 	if tail := n.size % BlockSize; tail > 0 && head+tail <= BlockSize {
@@ -28,6 +33,10 @@ func (n *node) trailer() (size, align int64, oneBlock bool) {
 	switch n.layout {
 	case layoutChunked:
 		return n.chunks() * chunkIndexSize, chunkIndexSize, false
+	case layoutCompressed:
+		return mapHeaderSize + n.indexEntries()*indexEntrySize, indexEntrySize, false
+	case layoutPacked:
+		return packedMapSize, packedMapSize, false
 	case layoutInline:
 		return n.size % BlockSize, 1, true
 	}
@@ -57,6 +66,10 @@ func (p *plan) union(n *node) uint32 {
 	switch {
 	case n.layout == layoutChunked:
 		return chunkIndexForm | uint32(n.chunk)
+	case n.layout == layoutCompressed:
+		return p.w.clusterBlocks(n)
+	case n.layout == layoutPacked:
+		return 0
 	case n.block == noBlock:
 		return noBlock
 	}
@@ -68,6 +81,10 @@ func (w *Writer) writeTrailer(o *output, n *node) {
 	switch n.layout {
 	case layoutChunked:
 		w.writeChunks(o, n)
+	case layoutCompressed:
+		w.writeIndex(o, n)
+	case layoutPacked:
+		binary.LittleEndian.PutUint64(o.next(packedMapSize), packedMapFlag|n.data)
 	case layoutInline:
 		tail := int(n.size % BlockSize)
 		if n.isDir() {

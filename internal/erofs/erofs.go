@@ -9,13 +9,24 @@
 // other files the place of their content on extra devices (packs). Bytes out:
 // an image of 4 KiB blocks:
 //
-//	0     1024         1152                            block aligned
-//	│ zero │ superblock │ device slots │ inodes │ shared xattrs │ data blocks │
+//	0     1024         1152                                        block aligned
+//	│ zero │ superblock │ algorithms │ device slots │ inodes │ shared xattrs │ data blocks │
 //
-// "inodes" is the dense part: each inode with its xattrs and, right behind
-// them, the tail of its data or its chunk table; the root comes first. "data
+// "algorithms" is there when some content is compressed. "inodes" is the dense
+// part: each inode with its xattrs and, right behind them, the tail of its data,
+// its chunk table or the index of its clusters; the root comes first. "data
 // blocks" holds whole blocks of directories, and content that was given inline
 // but is too long to sit behind its inode.
+//
+// Content on a device has three forms. Extents are stored as they are, and read
+// without a copy. Clusters are compressed one by one, and their blocks are
+// named by unified address: an inode with clusters lies on one device, for
+// kernels confuse neighbours on two. Small contents lie back to back in the
+// content of one hidden file, the packed inode, which has clusters itself; each
+// of them costs the image eight bytes (the format calls it a fragment).
+//
+// The package compresses nothing and never sees a device: that the blocks of a
+// cluster hold what Cluster demands is up to the caller.
 //
 // The package knows nothing of containers. It keeps invariant 5 of the design
 // (same tree, same bytes: what is written depends on the tree alone, there is
@@ -52,8 +63,8 @@ type Device struct {
 	// Blocks is the size of the device. Extents may not reach beyond it.
 	Blocks uint32
 	// UnifiedAddr is the block at which the device appears in the unified address
-	// space, or 0 if it has no place there. It must lie above the image's own
-	// blocks, since a device hides what it overlaps.
+	// space, or 0 if it has no place there, and no cluster then. It must lie above
+	// the image's own blocks, since a device hides what it overlaps.
 	UnifiedAddr uint32
 }
 
@@ -77,6 +88,38 @@ type Extent struct {
 	Length int64
 }
 
+// Algorithm is how a cluster is compressed.
+type Algorithm uint8
+
+const (
+	Stored Algorithm = iota // not at all
+	LZ4
+	Zstd
+)
+
+// MaxCluster is the largest input of a cluster, in bytes.
+const MaxCluster = 128 << 10
+
+// Cluster is a run of file content that was compressed as one ("physical
+// cluster"), into whole blocks.
+//
+// A compressed cluster is zeros and then one LZ4 block (without a frame), or one
+// zstd frame (without a dictionary, with its content size, its window at most
+// MaxCluster), which ends with the last block; the zeros are shorter than a
+// block. A stored one is the content itself.
+//
+// Any number of clusters, of one file or of many, may name the same blocks.
+type Cluster struct {
+	Algorithm Algorithm
+	// Blocks is what the cluster takes on the device. If it is compressed and
+	// decodes to more than one block, it must save at least one.
+	Blocks uint32
+	Block  uint32 // first block, relative to the device
+	// Length is in decoded bytes, 1..MaxCluster. It is a multiple of BlockSize in
+	// all clusters but the last of a file.
+	Length uint32
+}
+
 // Inode is what Add stores. The Writer keeps no reference to its slices.
 type Inode struct {
 	Mode      uint32 // S_IFMT type and the 12 permission bits, as in stat(2)
@@ -87,10 +130,17 @@ type Inode struct {
 	Rdev uint64 // char and block devices: number in the form of unix.Mkdev
 
 	// Regular files: Size bytes, which are either all in Inline, or the sum of
-	// Extents, or 0. Size is ignored for other types.
+	// Extents, or the sum of Clusters, or in the packed inode, or 0. Size is
+	// ignored for other types.
 	Size    int64
 	Inline  []byte
 	Extents []Extent
+
+	Clusters []Cluster
+	Device   uint16 // 1-based number of the Device of all Clusters
+
+	Packed   bool   // the content is that of the packed inode (see SetPacked)
+	PackedAt uint64 // from this offset on
 
 	Target string // symlinks: 1..4095 bytes, no NUL
 

@@ -22,6 +22,7 @@ func FuzzWriter(f *testing.F) {
 		}
 		f.Add(input)
 	}
+	samples()
 	f.Fuzz(func(t *testing.T, input []byte) {
 		// Each choice takes bytes of the input, and is 0 after its end.
 		m := growTree(func(n int) int {
@@ -41,6 +42,7 @@ func FuzzWriter(f *testing.F) {
 		switch {
 		case err == nil:
 			checkReader(t, m, out.Bytes())
+			checkIndexes(t, m, out.Bytes())
 		case !errors.Is(err, errdefs.ErrInvalidArgument):
 			t.Errorf("error %v is not an invalid argument", err)
 		case out.Len() > 0:

@@ -87,5 +87,5 @@ func shuffled(m *model) *model {
 		links[k].dir, links[k].child = number[links[k].dir], number[links[k].child]
 	}
 	rnd.Shuffle(len(links), func(a, b int) { links[a], links[b] = links[b], links[a] })
-	return &model{opts: m.opts, inodes: inodes, links: links}
+	return &model{opts: m.opts, inodes: inodes, links: links, packed: m.packed, packedDevice: m.packedDevice}
 }

@@ -37,6 +37,8 @@ var trees = []struct {
 	{"extents", extentTree, ""},
 	{"files above 4 GiB", hugeFilesTree, ""},
 	{"several devices", devicesTree, ""},
+	{"clusters", clusterTree, "the second reader takes no clusters"},
+	{"fragments", fragmentTree, "the second reader takes no clusters"},
 }
 
 func TestKernelShowsTheTree(t *testing.T) {
@@ -377,5 +379,47 @@ func devicesTree() *model {
 		}
 	}
 	m.file(RootIno, "across", Extent{2, 80, 4 * b}, Extent{3, 2, 4 * b}, Extent{1, 30, 4 * b})
+	return m
+}
+
+// solid is data of which every encoder makes as many blocks: noise, then zeros.
+func solid(noise, size int) []byte {
+	b := make([]byte, size)
+	copy(b, testData(dataNoise, uint64(noise), noise))
+	return b
+}
+
+func clusterTree() *model {
+	const b = BlockSize
+	m := newModel(Options{Devices: []Device{{Tag: "pack", Blocks: 3, UnifiedAddr: 1 << 24}}})
+	for _, a := range []Algorithm{Stored, LZ4, Zstd} {
+		for _, n := range []int{1, b - 1, b, b + 1, 2 * b, 2*b + 1, 3 * b, 3*b + 1, 9*b + 9, MaxCluster - 1, MaxCluster} {
+			m.compressed(RootIno, fmt.Sprint(algorithmNames[a], n), 1, m.cluster(1, a, solid(n/2, n)))
+		}
+		whole, part := m.cluster(1, a, solid(70_000, MaxCluster)), m.cluster(1, a, solid(10_000, 20_000))
+		m.compressed(RootIno, "twice "+algorithmNames[a], 1, whole, whole, part)
+	}
+	m.compressed(RootIno, "mixed", 1,
+		m.cluster(1, LZ4, solid(9000, 10*b)), m.cluster(1, Stored, solid(5*b, 5*b)), m.cluster(1, Zstd, solid(2000, 2*b)), m.cluster(1, LZ4, solid(1, 1)))
+	return m
+}
+
+func fragmentTree() *model {
+	m := newModel(Options{Devices: []Device{{Tag: "pack", Blocks: 3, UnifiedAddr: 1 << 24}}})
+	m.packedDevice = 1
+	for k := range 9 {
+		m.packed = append(m.packed, m.cluster(1, Algorithm(k%3), solid(10_000*k, MaxCluster)))
+	}
+	at := int64(0)
+	for k := range int64(100) {
+		size := 1 + k*k
+		i := m.fragment(RootIno, fmt.Sprint(k), uint64(at), size)
+		m.inodes[i].Mtime += k % 2
+		if k%5 == 0 {
+			m.inodes[i].Xattrs = []Xattr{{"user.k", []byte(fmt.Sprint(k))}}
+		}
+		at += size
+	}
+	m.fragment(RootIno, "all", 0, length(m.packed))
 	return m
 }

@@ -18,6 +18,10 @@ type model struct {
 	inodes []Inode
 	links  []modelLink
 
+	packed       []Cluster // content of the packed inode
+	packedDevice uint16
+	store        clusterStore
+
 	byDir  map[Ino][]modelLink // filled by index
 	counts map[Ino]int
 }
@@ -35,7 +39,7 @@ func newModel(opts Options) *model {
 	if opts.Epoch == 0 {
 		opts.Epoch = testEpoch
 	}
-	return &model{opts: opts, inodes: []Inode{{Mode: unix.S_IFDIR | 0o755, Mtime: opts.Epoch}}}
+	return &model{opts: opts, inodes: []Inode{{Mode: unix.S_IFDIR | 0o755, Mtime: opts.Epoch}}, store: clusterStore{}}
 }
 
 func (m *model) add(in Inode) Ino {
@@ -85,6 +89,11 @@ func (m *model) writer() (*Writer, error) {
 	}
 	for _, l := range m.links {
 		if err := w.Link(l.dir, l.name, l.child); err != nil {
+			return nil, err
+		}
+	}
+	if m.packed != nil {
+		if err := w.SetPacked(m.packedDevice, m.packed); err != nil {
 			return nil, err
 		}
 	}
@@ -160,7 +169,12 @@ func packBytes(b []byte, device uint16, block uint32) {
 func (m *model) content(i Ino, off, size int64) []byte {
 	in := &m.inodes[i]
 	size = min(size, in.Size-off)
-	if in.Extents == nil {
+	switch {
+	case in.Clusters != nil:
+		return m.store.content(in.Device, in.Clusters, off, size)
+	case in.Packed:
+		return m.store.content(m.packedDevice, m.packed, int64(in.PackedAt)+off, size)
+	case in.Extents == nil:
 		return in.Inline[off : off+size]
 	}
 	out := make([]byte, 0, size)
@@ -185,13 +199,20 @@ func (m *model) content(i Ino, off, size int64) []byte {
 }
 
 // spots are the offsets at which a file is compared: everything in small files,
-// both sides of all borders in large ones.
+// both sides of all borders in large ones, of clusters those that are not the
+// same as the one before.
 func (m *model) spots(i Ino) (offsets []int64, size int64) {
 	in := &m.inodes[i]
 	if in.Size <= 1<<20 {
 		return []int64{0}, in.Size
 	}
 	at := int64(0)
+	for k, c := range in.Clusters {
+		if k == 0 || c != in.Clusters[k-1] {
+			offsets = append(offsets, max(0, at-5000), at, at+int64(c.Length/2))
+		}
+		at += int64(c.Length)
+	}
 	for _, e := range in.Extents {
 		for _, d := range []int64{-5000, 0, e.Length / 2} {
 			if off := at + d; off >= 0 {
@@ -203,7 +224,8 @@ func (m *model) spots(i Ino) (offsets []int64, size int64) {
 	return append(offsets, max(0, in.Size-9000)), 10000
 }
 
-// writePack makes the file of a device: pattern in the blocks that extents name.
+// writePack makes the file of a device: pattern in the blocks that extents name,
+// and the clusters.
 func (m *model) writePack(t testing.TB, dir string, device uint16) string {
 	t.Helper()
 	d := m.opts.Devices[device-1]
@@ -227,6 +249,13 @@ func (m *model) writePack(t testing.TB, dir string, device uint16) string {
 				if _, err := f.WriteAt(b, int64(block)*BlockSize); err != nil {
 					t.Fatal(err)
 				}
+			}
+		}
+	}
+	for p, c := range m.store {
+		if p.device == device {
+			if _, err := f.WriteAt(c.encoded, int64(p.block)*BlockSize); err != nil {
+				t.Fatal(err)
 			}
 		}
 	}

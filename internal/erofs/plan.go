@@ -22,6 +22,9 @@ type plan struct {
 	sharedSize int64        // bytes
 	blocks     int64        // data blocks
 	chunked    bool         // some inode is chunked
+	needs      compression  // of all inodes, the packed one included
+	devicesAt  int64        // start of the device table, in bytes
+	packed     Ino          // the packed inode, if there is one
 
 	sharedAt  int64  // start of shared xattrs, in bytes
 	dataBlock uint32 // first data block
@@ -45,11 +48,24 @@ func (w *Writer) makePlan() (*plan, error) {
 	p := &plan{
 		w:       w,
 		entries: make([]uint32, 0, w.entries.n),
-		order:   make([]Ino, 0, w.nodes.n),
-		pos:     deviceTableOffset + int64(len(w.opts.Devices))*deviceSlotSize,
+		order:   make([]Ino, 0, w.nodes.n+1),
+		needs:   w.needs,
 	}
+	if w.packed.end > 0 {
+		if err := w.packed.check(); err != nil {
+			return nil, err
+		}
+		p.needs.add(w.packed.needs)
+	}
+	p.needs.settle()
+	p.devicesAt = p.needs.devicesAt()
+	p.pos = p.devicesAt + int64(len(w.opts.Devices))*deviceSlotSize
 	if err := p.walk(); err != nil {
 		return nil, err
+	}
+	if w.packed.end > 0 { // outside of the tree, behind all that is in it
+		p.packed = Ino(w.nodes.add(w.packed.node))
+		p.place(p.packed)
 	}
 	p.keys, p.deferred = nil, nil
 	if p.pos/inodeAlign >= maxNid {

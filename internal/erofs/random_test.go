@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -25,15 +26,16 @@ func growTree(p pick, size int, hostile bool) *model {
 	for range p(4) {
 		d := Device{Tag: strings.Repeat("t", p(65)), Blocks: uint32(1 + p(300))}
 		if p.chance(50) {
-			d.UnifiedAddr = uint32(1<<20 + p(1<<20))
+			d.UnifiedAddr = uint32((len(m.opts.Devices)+1)<<20 + p(1<<19))
 		}
 		m.opts.Devices = append(m.opts.Devices, d)
 	}
-	g := &grower{pick: p, m: m, hostile: hostile, dirs: []Ino{RootIno}, taken: map[string]bool{}}
+	g := &grower{pick: p, m: m, devices: slices.Clone(m.opts.Devices), hostile: hostile, dirs: []Ino{RootIno}, taken: map[string]bool{}}
 	m.inodes[RootIno] = g.inode(unix.S_IFDIR)
 	for range p(size) {
 		g.step()
 	}
+	g.pack()
 	if hostile {
 		g.spoil()
 	}
@@ -43,10 +45,12 @@ func growTree(p pick, size int, hostile bool) *model {
 type grower struct {
 	pick
 	m       *model
+	devices []Device // before clusters let them grow
 	hostile bool
 	dirs    []Ino
 	others  []Ino
 	taken   map[string]bool
+	packed  int64 // size that the packed inode has to have
 }
 
 var kinds = []uint32{unix.S_IFREG, unix.S_IFREG, unix.S_IFREG, unix.S_IFDIR, unix.S_IFLNK, unix.S_IFIFO, unix.S_IFSOCK, unix.S_IFCHR, unix.S_IFBLK}
@@ -113,27 +117,98 @@ func (g *grower) size(limit int) int {
 }
 
 func (g *grower) content(in *Inode) {
-	switch g.pick(3) {
+	switch g.pick(5) {
 	case 0:
 		in.Inline = pattern(g.size(BlockSize))
 		in.Size = int64(len(in.Inline))
 	case 1:
 		extents := 1 + g.pick(4)
 		for k := range extents {
-			e := Extent{Device: uint16(g.pick(1 + len(g.m.opts.Devices))), Length: int64(1+g.pick(8)) * BlockSize}
+			e := Extent{Device: uint16(g.pick(1 + len(g.devices))), Length: int64(1+g.pick(8)) * BlockSize}
 			if k == extents-1 {
 				e.Length -= int64(g.size(BlockSize - 1))
 			}
 			if e.Device > 0 {
-				blocks := int(g.m.opts.Devices[e.Device-1].Blocks)
+				blocks := int(g.devices[e.Device-1].Blocks)
 				e.Length = min(e.Length, int64(blocks)*BlockSize)
 				e.Block = uint32(g.pick(blocks - int((e.Length-1)/BlockSize)))
 			}
 			in.Extents = append(in.Extents, e)
 			in.Size += e.Length
 		}
+	case 2:
+		if in.Device = g.unified(); in.Device != 0 {
+			for range g.pick(3) {
+				in.Clusters = append(in.Clusters, g.cluster(in.Device, inputSizes[:3]))
+			}
+			in.Clusters = append(in.Clusters, g.cluster(in.Device, inputSizes))
+			in.Size = length(in.Clusters)
+		}
+	case 3:
+		if g.unified() != 0 {
+			in.Packed, in.PackedAt = true, uint64(g.pick(300_000))
+			in.Size = int64(1 + g.size(50_000))
+			g.packed = max(g.packed, int64(in.PackedAt)+in.Size)
+		}
 	}
 }
+
+// pack gives the packed inode the size that it needs.
+func (g *grower) pack() {
+	g.m.packedDevice = g.unified()
+	for g.packed > 0 {
+		c := g.cluster(g.m.packedDevice, inputSizes[:3])
+		g.m.packed = append(g.m.packed, c)
+		g.packed -= int64(c.Length)
+	}
+}
+
+// unified is a device with a unified address, 0 if there is none.
+func (g *grower) unified() uint16 {
+	for k := range g.devices {
+		if d := (k + len(g.m.links)) % len(g.devices); g.devices[d].UnifiedAddr != 0 {
+			return uint16(d + 1)
+		}
+	}
+	return 0
+}
+
+// inputSizes are sizes of clusters, first those that may be followed by another.
+var inputSizes = []int{MaxCluster, 2 * BlockSize, 9 * BlockSize, 1, BlockSize + 1, 3*BlockSize - 1, MaxCluster - 5}
+
+// cluster puts one of a few clusters.
+func (g *grower) cluster(device uint16, sizes []int) Cluster {
+	s := samples()[sampleKey{Algorithm(g.pick(3)), sampleKinds[g.pick(len(sampleKinds))], sizes[g.pick(len(sizes))]}]
+	return g.m.putCluster(device, s.algorithm, s.storedCluster)
+}
+
+var sampleKinds = []string{dataText, dataMixed, dataZero}
+
+type sampleKey struct {
+	algorithm Algorithm
+	kind      string
+	size      int
+}
+
+type sample struct {
+	algorithm Algorithm
+	storedCluster
+}
+
+// samples are all made at once: a fuzzer takes each new step of an encoder for a find.
+var samples = sync.OnceValue(func() map[sampleKey]sample {
+	all := map[sampleKey]sample{}
+	for _, kind := range sampleKinds {
+		for _, size := range inputSizes {
+			data := testData(kind, 1, size)
+			for _, a := range []Algorithm{Stored, LZ4, Zstd} {
+				used, encoded := toBlocks(a, data)
+				all[sampleKey{a, kind, size}] = sample{used, storedCluster{encoded, data}}
+			}
+		}
+	}
+	return all
+})
 
 func (g *grower) xattrs(in *Inode) {
 	names := []string{"trusted.a", "security.capability", "trusted.overlay.x", "security.b", "trusted.long"}
@@ -166,7 +241,7 @@ func (g *grower) spoil() {
 	m := g.m
 	any := func() *Inode { return &m.inodes[g.pick(len(m.inodes))] }
 	for range g.pick(4) {
-		switch in := any(); g.pick(12) {
+		switch in := any(); g.pick(17) {
 		case 0:
 			in.Mode = uint32(g.pick(1 << 18))
 		case 1:
@@ -197,6 +272,16 @@ func (g *grower) spoil() {
 				l := m.links[g.pick(len(m.links))]
 				m.links[g.pick(len(m.links))] = l
 			}
+		case 12:
+			in.Clusters = append(in.Clusters, Cluster{Algorithm(g.pick(5)), uint32(g.pick(40)), uint32(g.pick(1 << 31)), uint32(g.pick(1 << 18))})
+		case 13:
+			in.Device = uint16(g.pick(5))
+		case 14:
+			in.Packed, in.PackedAt = g.chance(50), uint64(g.pick(1<<40))<<g.pick(25)
+		case 15:
+			m.packed = m.packed[:g.pick(len(m.packed)+1)]
+		case 16:
+			m.packedDevice = uint16(g.pick(5))
 		}
 	}
 }
@@ -210,7 +295,9 @@ func TestRandomTreesReadBackEqual(t *testing.T) {
 	for seed := range uint64(150) {
 		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) {
 			m := randomTree(seed, 300)
-			checkReader(t, m, m.image(t))
+			image := m.image(t)
+			checkReader(t, m, image)
+			checkIndexes(t, m, image)
 			if seed%5 == 0 {
 				checkKernel(t, m)
 			}

@@ -14,8 +14,8 @@ import (
 //
 // What only the whole tree can show is found before the first byte goes out and
 // is of kind errdefs.ErrInvalidArgument: a name twice in a directory, an inode
-// that was never linked or is not reachable, a device that would hide blocks of
-// the image.
+// that was never linked or is not reachable, one that reaches past the end of
+// the packed inode, a device that would hide blocks of the image.
 func (w *Writer) WriteTo(out io.Writer) (int64, error) {
 	if w.err != nil {
 		return 0, w.err
@@ -69,6 +69,7 @@ func (w *Writer) writeSuper(o *output) {
 		uuid:      w.opts.UUID,
 		label:     w.opts.Label,
 		devices:   uint16(len(w.opts.Devices)),
+		devicesAt: w.plan.devicesAt,
 	}
 	s.xattrBlock, _ = w.plan.sharedBase()
 	if w.plan.chunked {
@@ -77,7 +78,17 @@ func (w *Writer) writeSuper(o *output) {
 	if len(w.opts.Devices) > 0 {
 		s.incompat |= incompatDeviceTable
 	}
+	if w.plan.needs.needed {
+		s.incompat |= incompatZeroPadding | incompatConfigs
+		s.algorithms = w.plan.needs.algorithms
+	}
+	if w.plan.packed != RootIno {
+		s.incompat |= incompatFragments
+		s.packedNid = w.nodes.at(uint32(w.plan.packed)).nid
+	}
 	s.encode(o.next(superSize))
+	o.write(w.plan.needs.configs())
+	o.zeroTo(w.plan.devicesAt)
 	for i := range w.opts.Devices {
 		w.opts.Devices[i].encode(o.next(deviceSlotSize))
 	}

@@ -3,8 +3,10 @@
 package erofs
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -20,12 +22,16 @@ type Writer struct {
 	opts Options
 	err  error
 
-	nodes   slab[node]
-	dirs    slab[dir]
-	entries slab[entry]
-	extents slab[extent]
-	bytes   arena // names, symlink targets, inline content
-	xattrs  xattrTable
+	nodes    slab[node]
+	dirs     slab[dir]
+	entries  slab[entry]
+	extents  slab[extent]
+	clusters slab[cluster]
+	bytes    arena // names, symlink targets, inline content
+	xattrs   xattrTable
+
+	needs  compression // of the inodes added so far
+	packed packedInode
 
 	plan *plan // nil until WriteTo
 }
@@ -35,8 +41,8 @@ type node struct {
 	size  int64
 	mtime int64
 	// data is, by type: the ref of the content (symlink, inline file), the first
-	// extent (chunked file), the index into dirs (directory), or the encoded
-	// device number.
+	// extent (chunked file) or cluster (compressed file), the offset in the packed
+	// inode, the index into dirs (directory), or the encoded device number.
 	data   uint64
 	nid    uint32 // 0 until planned
 	nsec   uint32
@@ -97,15 +103,25 @@ func (o *Options) check() error {
 	if len(o.Label) > maxLabelLen || strings.ContainsRune(o.Label, 0) {
 		return invalid("label %q is longer than %d bytes or holds a NUL", o.Label, maxLabelLen)
 	}
-	if end := deviceTableOffset + int64(len(o.Devices))*deviceSlotSize; end > maxRootNid*inodeAlign {
+	if end := configOffset + int64(len(o.Devices))*deviceSlotSize; end > maxRootNid*inodeAlign {
 		return invalid("%d devices: their table pushes the root inode out of its 16-bit reach", len(o.Devices))
 	}
+	var mapped []int // devices with a place in the unified address space
 	for i, d := range o.Devices {
 		if len(d.Tag) > maxTagLen || strings.ContainsRune(d.Tag, 0) {
 			return invalid("device %d: tag %q is longer than %d bytes or holds a NUL", i+1, d.Tag, maxTagLen)
 		}
 		if uint64(d.UnifiedAddr)+uint64(d.Blocks) > math.MaxUint32 {
 			return invalid("device %d: %d blocks at unified address %d leave the 32-bit block space", i+1, d.Blocks, d.UnifiedAddr)
+		}
+		if d.UnifiedAddr != 0 && d.Blocks != 0 {
+			mapped = append(mapped, i)
+		}
+	}
+	slices.SortFunc(mapped, func(a, b int) int { return cmp.Compare(o.Devices[a].UnifiedAddr, o.Devices[b].UnifiedAddr) })
+	for k := 1; k < len(mapped); k++ {
+		if d := &o.Devices[mapped[k-1]]; d.UnifiedAddr+d.Blocks > o.Devices[mapped[k]].UnifiedAddr {
+			return invalid("devices %d and %d overlap in the unified address space", mapped[k-1]+1, mapped[k]+1)
 		}
 	}
 	return nil
@@ -146,7 +162,7 @@ func (w *Writer) newNode(in *Inode) (node, error) {
 		return n, invalid("mtime has %d nanoseconds", in.MtimeNsec)
 	}
 	kind := in.Mode & unix.S_IFMT
-	if kind != unix.S_IFREG && len(in.Inline)+len(in.Extents) > 0 {
+	if kind != unix.S_IFREG && (in.Packed || len(in.Inline)+len(in.Extents)+len(in.Clusters) > 0) {
 		return n, invalid("mode %#o: only regular files have content", in.Mode)
 	}
 	if kind != unix.S_IFLNK && in.Target != "" {
@@ -178,13 +194,23 @@ func (w *Writer) newNode(in *Inode) (node, error) {
 
 func (w *Writer) setContent(n *node, in *Inode) error {
 	n.size = in.Size
+	forms := 0
+	for _, given := range []bool{len(in.Inline) > 0, len(in.Extents) > 0, len(in.Clusters) > 0, in.Packed} {
+		if given {
+			forms++
+		}
+	}
 	switch {
 	case in.Size < 0:
 		return invalid("size %d is negative", in.Size)
-	case len(in.Inline) > 0 && len(in.Extents) > 0:
-		return invalid("content is given both inline and as extents")
+	case forms > 1:
+		return invalid("content is given in more than one form")
 	case len(in.Extents) > 0:
 		return w.setExtents(n, in.Extents)
+	case len(in.Clusters) > 0:
+		return w.setClusters(n, in.Device, in.Clusters, &w.needs)
+	case in.Packed:
+		return w.setPacked(n, in.PackedAt)
 	case in.Size != int64(len(in.Inline)):
 		return invalid("size is %d, but content has %d bytes", in.Size, len(in.Inline))
 	case len(in.Inline) > 0:

@@ -31,6 +31,8 @@ func TestOptionsAreChecked(t *testing.T) {
 		{"NUL in label", Options{Label: "a\x00"}, root, "label"},
 		{"long tag", Options{Devices: []Device{{}, {Tag: strings.Repeat("x", 65)}}}, root, "device 2: tag"},
 		{"device beyond 32 bits", Options{Devices: []Device{{Blocks: 1 << 31, UnifiedAddr: 1 << 31}}}, root, "32-bit"},
+		{"devices over each other", Options{Devices: []Device{{Blocks: 9, UnifiedAddr: 100}, {Blocks: 50, UnifiedAddr: 51}}}, root, "devices 2 and 1 overlap"},
+		{"devices at one place", Options{Devices: []Device{{Blocks: 1, UnifiedAddr: 100}, {Blocks: 1, UnifiedAddr: 100}}}, root, "overlap"},
 		{"too many devices", Options{Devices: make([]Device, 20000)}, root, "root inode"},
 		{"root is a file", Options{}, Inode{Mode: reg}, "directory"},
 		{"root has a bad xattr", Options{}, Inode{Mode: dirMode, Xattrs: []Xattr{{Name: "x"}}}, "xattr"},
@@ -58,7 +60,7 @@ func TestAddRefusesWhatTheFormatCannotHold(t *testing.T) {
 		{"size without content", Inode{Mode: reg, Size: 1}, "content has 0"},
 		{"inline shorter than size", Inode{Mode: reg, Size: 3, Inline: []byte("ab")}, "content has 2"},
 		{"inline longer than size", Inode{Mode: reg, Inline: []byte("ab")}, "content has 2"},
-		{"inline and extents", Inode{Mode: reg, Size: 2, Inline: []byte("ab"), Extents: []Extent{{1, 0, 2}}}, "both"},
+		{"inline and extents", Inode{Mode: reg, Size: 2, Inline: []byte("ab"), Extents: []Extent{{1, 0, 2}}}, "more than one form"},
 		{"extents shorter than size", Inode{Mode: reg, Size: 9, Extents: []Extent{{1, 0, 2}}}, "hold 2 bytes of 9"},
 		{"extents longer than size", Inode{Mode: reg, Size: 2, Extents: []Extent{{1, 0, 3}}}, "extent 0"},
 		{"extents of an empty file", Inode{Mode: reg, Extents: []Extent{{1, 0, 1}}}, "extent 0"},
@@ -70,6 +72,14 @@ func TestAddRefusesWhatTheFormatCannotHold(t *testing.T) {
 		{"extent beyond the device", Inode{Mode: reg, Size: b + 1, Extents: []Extent{{1, 9, b + 1}}}, "outside device 1"},
 		{"extent far beyond the device", Inode{Mode: reg, Size: 1, Extents: []Extent{{1, math.MaxUint32, 1}}}, "outside device 1"},
 		{"chunk table without bound", Inode{Mode: reg, Size: 1<<40 + 1, Extents: []Extent{{0, 0, 1 << 12}, {1, 0, 1 << 12}, {0, 0, 1<<40 - 1<<13 + 1}}}, "chunk indexes"},
+		{"clusters and extents", Inode{Mode: reg, Size: 2, Extents: []Extent{{1, 0, 2}}, Device: 1, Clusters: []Cluster{{Zstd, 1, 0, 2}}}, "more than one form"},
+		{"clusters and packed", Inode{Mode: reg, Size: 2, Packed: true, Device: 1, Clusters: []Cluster{{Zstd, 1, 0, 2}}}, "more than one form"},
+		{"inline and packed", Inode{Mode: reg, Size: 2, Packed: true, Inline: []byte("ab")}, "more than one form"},
+		{"empty and packed", Inode{Mode: reg, Packed: true}, "empty file"},
+		{"packed far beyond", Inode{Mode: reg, Size: 2, Packed: true, PackedAt: math.MaxInt64 - 1}, "packed inode"},
+		{"packed beyond all", Inode{Mode: reg, Size: 2, Packed: true, PackedAt: math.MaxUint64}, "packed inode"},
+		{"packed directory", Inode{Mode: dirMode, Packed: true}, "only regular files"},
+		{"clusters of a symlink", Inode{Mode: unix.S_IFLNK, Target: "a", Clusters: []Cluster{{Zstd, 1, 0, 2}}}, "only regular files"},
 		{"content of a directory", Inode{Mode: dirMode, Inline: []byte{1}}, "only regular files"},
 		{"extents of a symlink", Inode{Mode: unix.S_IFLNK, Target: "a", Extents: []Extent{{1, 0, 1}}}, "only regular files"},
 		{"target of a file", Inode{Mode: reg, Target: "a"}, "only symlinks"},
@@ -167,6 +177,20 @@ func TestWriteToRefusesWhatIsNoTree(t *testing.T) {
 		{"name twice", func(w *Writer) error {
 			return errors.Join(w.Link(RootIno, "2", 2), w.Link(RootIno, "z", 4), w.Link(1, "x-longer-name", 4), w.Link(1, "y", 4), w.Link(1, "x-longer-name", 3))
 		}, `directory /dir: name "x-longer-name" occurs twice`},
+		{"packed inode too short", func(w *Writer) error {
+			first, err := w.Add(Inode{Mode: reg, Size: 10, Packed: true, PackedAt: 90})
+			second, err2 := w.Add(Inode{Mode: reg, Size: 11, Packed: true, PackedAt: 90})
+			return errors.Join(err, err2, w.SetPacked(1, []Cluster{{Zstd, 1, 0, 100}}), w.Link(RootIno, "2", 2), w.Link(RootIno, "4", 4),
+				w.Link(RootIno, "5", first), w.Link(RootIno, "6", second))
+		}, "inode 6 ends at offset 101 of the packed inode, which has 100 bytes"},
+		{"no packed inode", func(w *Writer) error {
+			i, err := w.Add(Inode{Mode: reg, Size: 1, Packed: true})
+			return errors.Join(err, w.Link(RootIno, "2", 2), w.Link(RootIno, "4", 4), w.Link(RootIno, "5", i))
+		}, "inode 5 ends at offset 1 of the packed inode, which has 0 bytes"},
+		{"packed inode without clusters", func(w *Writer) error {
+			i, err := w.Add(Inode{Mode: reg, Size: 1, Packed: true})
+			return errors.Join(err, w.SetPacked(1, nil), w.Link(RootIno, "2", 2), w.Link(RootIno, "4", 4), w.Link(RootIno, "5", i))
+		}, "which has 0 bytes"},
 		{"device over the image", func(w *Writer) error {
 			i, err := w.Add(Inode{Mode: reg, Size: 4 * BlockSize, Inline: make([]byte, 4*BlockSize)})
 			return errors.Join(err, w.Link(RootIno, "2", 2), w.Link(RootIno, "4", 4), w.Link(RootIno, "big", i))
@@ -202,6 +226,9 @@ func TestTreeIsClosedByWriteTo(t *testing.T) {
 	}
 	if _, err := w.Add(Inode{Mode: reg}); !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		t.Errorf("Add: %v, want a failed precondition", err)
+	}
+	if err := w.SetPacked(1, nil); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("SetPacked: %v, want a failed precondition", err)
 	}
 	if err := w.Link(RootIno, "a", RootIno); !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		t.Errorf("Link: %v, want a failed precondition", err)
@@ -288,20 +315,47 @@ func TestChunksAreAsLargeAsExtentsAllow(t *testing.T) {
 }
 
 func TestSuperblockSaysWhatTheImageNeeds(t *testing.T) {
-	const chunked, devices = 0x4, 0x8
+	const padding, configs, chunked, devices, fragments = 0x1, 0x2, 0x4, 0x8, 0x20
+	clusters := func(fragment bool, packed []Cluster, file ...Cluster) func() *model {
+		return func() *model {
+			m := newModel(Options{Devices: []Device{{Tag: "pack", Blocks: 100, UnifiedAddr: 1 << 20}}})
+			if file != nil {
+				m.compressed(RootIno, "file", 1, file...)
+			}
+			if fragment {
+				m.fragment(RootIno, "fragment", 7, 1)
+			}
+			m.packedDevice, m.packed = 1, packed
+			return m
+		}
+	}
+	stored := Cluster{Stored, 2, 3, 5000}
+	lz4, lz4Big := Cluster{LZ4, 1, 3, 8192}, Cluster{LZ4, 17, 3, MaxCluster}
+	zstd := Cluster{Zstd, 31, 3, MaxCluster}
 	for _, tc := range []struct {
 		name     string
 		build    func() *model
 		incompat uint32
+		configs  string // behind the superblock
 	}{
-		{"nothing special", superblockTree, 0},
+		{"nothing special", superblockTree, 0, ""},
 		{"chunked without a device", func() *model {
 			m := newModel(Options{})
 			m.file(RootIno, "hole", Extent{Length: 1})
 			return m
-		}, chunked},
-		{"device without a chunk", func() *model { return newModel(Options{Devices: []Device{{Tag: "a", Blocks: 5}}}) }, devices},
-		{"chunks on devices", devicesTree, chunked | devices},
+		}, chunked, ""},
+		{"device without a chunk", func() *model { return newModel(Options{Devices: []Device{{Tag: "a", Blocks: 5}}}) }, devices, ""},
+		{"chunks on devices", devicesTree, chunked | devices, ""},
+		{"LZ4", clusters(false, nil, lz4, lz4Big, lz4), padding | configs | devices, lz4Config(17)},
+		{"LZ4 of one block", clusters(false, nil, lz4), padding | configs | devices, lz4Config(1)},
+		{"zstd", clusters(false, nil, zstd), padding | configs | devices, zstdConfig},
+		{"LZ4 and zstd", clusters(false, nil, zstd, lz4), padding | configs | devices, lz4Config(1) + zstdConfig},
+		{"stored clusters", clusters(false, nil, stored), padding | configs | devices, lz4Config(1)},
+		{"fragment", clusters(true, []Cluster{zstd}), padding | configs | devices | fragments, zstdConfig},
+		{"stored fragment", clusters(true, []Cluster{stored}), padding | configs | devices | fragments, lz4Config(1)},
+		{"fragment and file", clusters(true, []Cluster{zstd, lz4}, lz4Big), padding | configs | devices | fragments, lz4Config(17) + zstdConfig},
+		{"nothing in the packed inode", clusters(false, []Cluster{lz4Big}, zstd), padding | configs | devices, zstdConfig},
+		{"no cluster but an empty packed inode", clusters(false, []Cluster{zstd}), devices, ""},
 	} {
 		m := tc.build()
 		image := m.image(t)
@@ -322,8 +376,28 @@ func TestSuperblockSaysWhatTheImageNeeds(t *testing.T) {
 		if got := le.Uint32(b[36:]); int(got) != len(image)/BlockSize {
 			t.Errorf("%s: %d blocks, want %d", tc.name, got, len(image)/BlockSize)
 		}
-		if got := le.Uint64(b[16:]); int(got) != len(m.inodes) {
-			t.Errorf("%s: %d inodes, want %d", tc.name, got, len(m.inodes))
+		inodes := len(m.inodes)
+		if tc.incompat&fragments != 0 {
+			inodes++
+		}
+		if got := le.Uint64(b[16:]); int(got) != inodes {
+			t.Errorf("%s: %d inodes, want %d", tc.name, got, inodes)
+		}
+		algorithms := uint16(0)
+		if strings.Contains(tc.configs, zstdConfig) {
+			algorithms |= 1 << 3
+		}
+		if len(strings.TrimSuffix(tc.configs, zstdConfig)) > 0 {
+			algorithms |= 1 << 0
+		}
+		if got := le.Uint16(b[84:]); got != algorithms {
+			t.Errorf("%s: algorithms %#x, want %#x", tc.name, got, algorithms)
+		}
+		if got := string(b[128:][:len(tc.configs)]); got != tc.configs {
+			t.Errorf("%s: compression configs %x, want %x", tc.name, got, tc.configs)
+		}
+		if slots := map[bool]uint16{false: 9, true: 10}[tc.configs != ""]; len(m.opts.Devices) > 0 && le.Uint16(b[88:]) != slots {
+			t.Errorf("%s: devices at slot %d, want %d", tc.name, le.Uint16(b[88:]), slots)
 		}
 		if got := le.Uint16(b[86:]); int(got) != len(m.opts.Devices) {
 			t.Errorf("%s: %d devices, want %d", tc.name, got, len(m.opts.Devices))
@@ -335,6 +409,13 @@ func TestSuperblockSaysWhatTheImageNeeds(t *testing.T) {
 			}
 		}
 	}
+}
+
+// zstdConfig is for windows of 128 KiB.
+const zstdConfig = "\x06\x00" + "\x00\x07\x00\x00\x00\x00"
+
+func lz4Config(blocks byte) string {
+	return "\x0e\x00" + "\xff\xff" + string([]byte{blocks, 0}) + strings.Repeat("\x00", 10)
 }
 
 func TestXattrOfTwoInodesIsStoredOnce(t *testing.T) {
@@ -358,12 +439,15 @@ func TestXattrOfTwoInodesIsStoredOnce(t *testing.T) {
 func TestWriterKeepsNoReferenceToItsInput(t *testing.T) {
 	build := func(spoil byte) []byte {
 		content, value, extents := []byte("content"), []byte("value"), []Extent{{1, 0, 1}}
-		devices := []Device{{Blocks: 1}}
+		clusters, packed := []Cluster{{LZ4, 1, 0, 9}}, []Cluster{{Zstd, 1, 0, 9}}
+		devices := []Device{{Blocks: 2, UnifiedAddr: 99}}
 		w, err := NewWriter(Options{Devices: devices}, Inode{Mode: dirMode})
 		for i, in := range []Inode{
 			{Mode: reg, Size: 7, Inline: content},
 			{Mode: reg, Xattrs: []Xattr{{"user.a", value}}},
 			{Mode: reg, Size: 1, Extents: extents},
+			{Mode: reg, Size: 9, Clusters: clusters, Device: 1},
+			{Mode: reg, Size: 9, Packed: true},
 		} {
 			var ino Ino
 			if err == nil {
@@ -371,6 +455,9 @@ func TestWriterKeepsNoReferenceToItsInput(t *testing.T) {
 			}
 			err = errors.Join(err, w.Link(RootIno, fmt.Sprint(i), ino))
 		}
+		err = errors.Join(err, w.SetPacked(1, packed))
+		clusters[0].Algorithm += Algorithm(spoil)
+		packed[0].Block += uint32(spoil)
 		content[0] += spoil
 		value[0] += spoil
 		extents[0].Device += uint16(spoil)
