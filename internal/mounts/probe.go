@@ -3,17 +3,12 @@
 package mounts
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-
-	"github.com/squash-snapshotter/squash/internal/erofs"
 )
 
 // Capabilities is what the kernel was seen to do. For what it does not do, the reason names the failure
@@ -25,6 +20,20 @@ type Capabilities struct {
 	// Loop: EROFS reads image and extra device through loop devices.
 	Loop       bool
 	LoopReason string
+	// DirectIO: file-backed mounts take the option of [DirectIO].
+	DirectIO       bool
+	DirectIOReason string
+
+	// What EROFS reads on an extra device beside plain blocks, in every mode that works.
+	//
+	// LZ4 and Zstd: compressed clusters.
+	LZ4        bool
+	LZ4Reason  string
+	Zstd       bool
+	ZstdReason string
+	// Fragments: small contents that lie in the packed inode.
+	Fragments       bool
+	FragmentsReason string
 }
 
 // Probe finds out by trying which mounts work for images in dir, an existing directory on the file system
@@ -63,15 +72,28 @@ func probe(ctx context.Context, dir string) (Capabilities, error) {
 		return Capabilities{}, fmt.Errorf("%w: %s: %w", fileErr, needsRoot, errdefs.ErrFailedPrecondition)
 	}
 	loopErr := images.try(ctx, createLoop)
-	if err := ctx.Err(); err != nil {
-		return Capabilities{}, err
-	}
 	caps := Capabilities{FileBacked: fileErr == nil, Loop: loopErr == nil}
+	var modes []*Mounter
 	if fileErr != nil {
 		caps.FileBackedReason = fileBackedReason(fileErr, dir)
+		caps.DirectIOReason = "file-backed mounts do not work"
+	} else {
+		modes = append(modes, &Mounter{mode: ModeFile, create: createFileBacked})
+		if err := images.try(ctx, createDirectIO); err != nil {
+			caps.DirectIOReason = fmt.Sprintf("%v: Linux 6.13 or newer is needed, and a file system with direct I/O for %s", err, dir)
+		}
+		caps.DirectIO = caps.DirectIOReason == ""
 	}
 	if loopErr != nil {
 		caps.LoopReason = loopErr.Error()
+	} else {
+		modes = append(modes, &Mounter{mode: ModeLoop, create: createLoop})
+	}
+	caps.LZ4, caps.LZ4Reason = images.reads(ctx, modes, images.lz4, "CONFIG_EROFS_FS_ZIP")
+	caps.Zstd, caps.ZstdReason = images.reads(ctx, modes, images.zstd, "Linux 6.10 or newer with CONFIG_EROFS_FS_ZIP_ZSTD")
+	caps.Fragments, caps.FragmentsReason = images.reads(ctx, modes, images.fragment, "Linux 6.1 or newer with CONFIG_EROFS_FS_ZIP")
+	if err := ctx.Err(); err != nil {
+		return Capabilities{}, err
 	}
 	return caps, nil
 }
@@ -93,144 +115,4 @@ func fileBackedReason(err error, dir string) string {
 		}
 	}
 	return fmt.Sprintf("%v: Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE is needed, and a disk file system for %s", err, dir)
-}
-
-const (
-	probeFile = "data"
-	// probeBlock is where the pack of a probe holds its content: not block 0, at which any file that
-	// was taken for the pack by mistake would begin.
-	probeBlock = 1
-)
-
-// probeImages are two images with one file each, its content in the image or on the extra device.
-type probeImages struct {
-	inline, packed, pack *backing
-	inlineData, packData []byte
-}
-
-func newProbeImages(dir string) (_ *probeImages, err error) {
-	p := &probeImages{
-		inlineData: []byte("content inside the image\n"),
-		packData:   bytes.Repeat([]byte("on the device"), erofs.BlockSize)[:erofs.BlockSize],
-	}
-	defer func() {
-		if err != nil {
-			p.Close()
-		}
-	}()
-	var image bytes.Buffer
-	err = writeProbeImage(&image, erofs.Options{}, erofs.Inode{
-		Mode: unix.S_IFREG | 0o444, Size: int64(len(p.inlineData)), Inline: p.inlineData,
-	})
-	if err != nil {
-		return nil, err
-	}
-	if p.inline, err = unnamedFile(dir, image.Bytes()); err != nil {
-		return nil, err
-	}
-
-	image.Reset()
-	err = writeProbeImage(&image, erofs.Options{
-		Devices: []erofs.Device{{Tag: "probe", Blocks: probeBlock + 1, UnifiedAddr: 1 << 20}},
-	}, erofs.Inode{
-		Mode: unix.S_IFREG | 0o444, Size: erofs.BlockSize,
-		Extents: []erofs.Extent{{Device: 1, Block: probeBlock, Length: erofs.BlockSize}},
-	})
-	if err != nil {
-		return nil, err
-	}
-	if p.packed, err = unnamedFile(dir, image.Bytes()); err != nil {
-		return nil, err
-	}
-	p.pack, err = unnamedFile(dir, append(make([]byte, probeBlock*erofs.BlockSize), p.packData...))
-	return p, err
-}
-
-// writeProbeImage writes an image whose root directory has one entry, probeFile.
-func writeProbeImage(out io.Writer, opts erofs.Options, file erofs.Inode) error {
-	w, err := erofs.NewWriter(opts, erofs.Inode{Mode: unix.S_IFDIR | 0o755})
-	if err != nil {
-		return fmt.Errorf("write probe image: %w", err)
-	}
-	ino, err := w.Add(file)
-	if err != nil {
-		return fmt.Errorf("write probe image: %w", err)
-	}
-	if err := w.Link(erofs.RootIno, probeFile, ino); err != nil {
-		return fmt.Errorf("write probe image: %w", err)
-	}
-	if _, err := w.WriteTo(out); err != nil {
-		return fmt.Errorf("write probe image: %w", err)
-	}
-	return nil
-}
-
-// unnamedFile puts data into a file on dir's file system that no directory lists.
-func unnamedFile(dir string, data []byte) (*backing, error) {
-	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) { // some network and older overlay file systems
-		f, err = removedFile(dir)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("create probe file: %w", err)
-	}
-	if _, err := f.Write(data); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("write probe file: %w", err)
-	}
-	return &backing{file: f, param: descriptorPath(f)}, nil
-}
-
-// removedFile is unnamedFile for file systems without O_TMPFILE; its file has a name for a moment.
-func removedFile(dir string) (*os.File, error) {
-	f, err := os.CreateTemp(dir, ".probe-*")
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
-
-// try mounts both images and reads their files.
-func (p *probeImages) try(ctx context.Context, create createFunc) error {
-	if err := tryMount(ctx, create, p.inline, nil, p.inlineData); err != nil {
-		return fmt.Errorf("image without device: %w", err)
-	}
-	if err := tryMount(ctx, create, p.packed, p.pack, p.packData); err != nil {
-		return fmt.Errorf("image with extra device: %w", err)
-	}
-	return nil
-}
-
-func tryMount(ctx context.Context, create createFunc, image, pack *backing, want []byte) error {
-	mnt, err := create(ctx, image, pack)
-	if err != nil {
-		return err
-	}
-	defer mnt.Close()
-	fd, err := unix.Openat(int(mnt.Fd()), probeFile, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "openat", Path: probeFile, Err: err}
-	}
-	f := os.NewFile(uintptr(fd), probeFile)
-	defer f.Close()
-	got, err := io.ReadAll(f)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(got, want) {
-		return fmt.Errorf("%s has %d bytes that are not those written", probeFile, len(got))
-	}
-	return nil
-}
-
-func (p *probeImages) Close() {
-	for _, b := range []*backing{p.inline, p.packed, p.pack} {
-		if b != nil {
-			b.Close()
-		}
-	}
 }

@@ -16,7 +16,11 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
 	"golang.org/x/sys/unix"
+
+	"github.com/squash-snapshotter/squash/internal/erofs"
 )
 
 func checkEmpty(t *testing.T, dir string) {
@@ -32,7 +36,8 @@ func TestProbeOnDisk(t *testing.T) {
 	root := newRoot(t)
 	caps, err := Probe(t.Context(), root)
 	must(t, err)
-	if want := (Capabilities{FileBacked: true, Loop: true}); caps != want {
+	want := Capabilities{FileBacked: true, Loop: true, DirectIO: true, LZ4: true, Zstd: true, Fragments: true}
+	if caps != want {
 		t.Errorf("got %+v, want %+v", caps, want)
 	}
 	checkEmpty(t, root)
@@ -55,6 +60,12 @@ func TestProbeOnFileSystemsWithoutFileBackedMounts(t *testing.T) {
 			}
 			if !caps.Loop || caps.LoopReason != "" {
 				t.Errorf("loop: got %t with reason %q", caps.Loop, caps.LoopReason)
+			}
+			if caps.DirectIO || caps.DirectIOReason == "" {
+				t.Errorf("direct I/O: got %t with reason %q", caps.DirectIO, caps.DirectIOReason)
+			}
+			if !caps.LZ4 || !caps.Zstd || !caps.Fragments {
+				t.Errorf("clusters, which loop devices can read: got %+v", caps)
 			}
 			checkEmpty(t, dir)
 
@@ -92,7 +103,75 @@ func TestProbeWithoutLoopDevices(t *testing.T) {
 	if !caps.FileBacked || caps.Loop || !strings.Contains(caps.LoopReason, loopControl) {
 		t.Errorf("got %+v", caps)
 	}
+	if !caps.LZ4 || !caps.Zstd || !caps.Fragments || !caps.DirectIO {
+		t.Errorf("clusters, which file-backed mounts can read: got %+v", caps)
+	}
 	checkEmpty(t, root)
+}
+
+// Without any way of mounting there is nothing that the kernel reads.
+func TestProbeWithoutAnyMode(t *testing.T) {
+	newRoot(t)
+	var caps Capabilities
+	must(t, inPrivateNamespace(func() error {
+		err := unix.Mount("tmpfs", "/dev", "tmpfs", 0, "")
+		if err == nil {
+			caps, err = Probe(t.Context(), "/dev")
+		}
+		return err
+	}))
+	const none = "no way of mounting works"
+	if caps.LZ4 || caps.Zstd || caps.Fragments || caps.LZ4Reason != none || caps.ZstdReason != none || caps.FragmentsReason != none {
+		t.Errorf("got %+v", caps)
+	}
+	if _, err := New(caps, ModeAuto); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("New: %v, want a failed precondition", err)
+	}
+}
+
+func TestProbeClustersDecodeToTheirData(t *testing.T) {
+	decoder, err := zstd.NewReader(nil)
+	must(t, err)
+	defer decoder.Close()
+	if got, err := decoder.DecodeAll([]byte(zstdCluster), nil); err != nil || string(got) != clusterData {
+		t.Errorf("zstd: %d bytes, %v", len(got), err)
+	}
+	got := make([]byte, len(clusterData))
+	if n, err := lz4.UncompressBlock([]byte(lz4Cluster), got); err != nil || string(got[:n]) != clusterData {
+		t.Errorf("LZ4: %d bytes, %v", n, err)
+	}
+}
+
+// Stands in for kernels that lack one of the features: what they cannot read looks like damage.
+func TestProbeFeatureThatCannotBeReadSaysSo(t *testing.T) {
+	root := newRoot(t)
+	file, loop := newMounter(t, ModeFile), newMounter(t, ModeLoop)
+	for name, block := range map[string]int64{"fragment": probeBlock, "lz4": lz4Block, "zstd": zstdBlock} {
+		p, err := newProbeImages(root)
+		must(t, err)
+		_, err = p.pack.file.WriteAt(bytes.Repeat([]byte{0xee}, erofs.BlockSize), block*erofs.BlockSize)
+		must(t, err)
+		for image, probe := range map[string]probeImage{"fragment": p.fragment, "lz4": p.lz4, "zstd": p.zstd} {
+			for _, modes := range [][]*Mounter{{file}, {loop}, {file, loop}} {
+				ok, reason := p.reads(t.Context(), modes, probe, "a newer kernel")
+				if image != name && (!ok || reason != "") {
+					t.Errorf("%s with a bad %s: %q", image, name, reason)
+				}
+				if want := string(modes[0].mode) + " mode: "; image == name &&
+					(ok || !strings.HasPrefix(reason, want) || !strings.HasSuffix(reason, "a newer kernel is needed")) {
+					t.Errorf("bad %s: %t, %q", name, ok, reason)
+				}
+			}
+		}
+		// One mode alone that cannot is enough.
+		broken := &Mounter{mode: ModeLoop, create: func(context.Context, *backing, *backing) (*os.File, error) {
+			return nil, unix.EOPNOTSUPP
+		}}
+		if ok, reason := p.reads(t.Context(), []*Mounter{file, broken}, p.inline, "x"); ok || !strings.HasPrefix(reason, "loop mode: ") {
+			t.Errorf("one of two modes fails: %t, %q", ok, reason)
+		}
+		p.Close()
+	}
 }
 
 func TestProbeWithoutRootSaysSo(t *testing.T) {
@@ -159,7 +238,7 @@ func TestProbeCancelledAtAnyPointLeavesNothing(t *testing.T) {
 		checkEmpty(t, root)
 		checkNothingLeft(t, root)
 		if err == nil {
-			if k < 4 {
+			if k < 12 {
 				t.Errorf("the context was looked at %d times only", k)
 			}
 			return
