@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/squash-snapshotter/squash/snapshotter"
 )
 
 // DefaultConfigPath is where the daemon looks for its configuration file when none is named.
@@ -35,6 +37,8 @@ type Config struct {
 	Durability string
 	// Shadowed says what becomes of content that no image shows: "free-if-restorable" (from its layer's blob) or "keep".
 	Shadowed string
+	// Compression of contents that come in: "auto", "zstd", "lz4" or "none"; with a level as in "zstd:9".
+	Compression string
 	// LogLevel is "trace", "debug", "info", "warn" or "error".
 	LogLevel string
 	// LogFormat is "text" or "json".
@@ -51,6 +55,7 @@ func DefaultConfig() Config {
 		Mount:             "auto",
 		Durability:        "background",
 		Shadowed:          "free-if-restorable",
+		Compression:       "auto",
 		LogLevel:          "info",
 		LogFormat:         "text",
 	}
@@ -65,6 +70,7 @@ type document[T any] struct {
 	Mount             T          `toml:"mount"`
 	Durability        T          `toml:"durability"`
 	Shadowed          T          `toml:"shadowed"`
+	Compression       T          `toml:"compression"`
 	Log               logging[T] `toml:"log"`
 }
 
@@ -106,6 +112,10 @@ func (c *Config) settings() document[setting] {
 		Mount:             choice("mount", &c.Mount, "auto", "file", "loop"),
 		Durability:        choice("durability", &c.Durability, "background", "sync"),
 		Shadowed:          choice("shadowed", &c.Shadowed, "free-if-restorable", "keep"),
+		Compression: setting{"compression", &c.Compression, "one of " + snapshotter.CompressionForms, func(v string) bool {
+			_, err := snapshotter.ParseCompression(v)
+			return err == nil
+		}},
 		Log: logging[setting]{
 			Level:  choice("log.level", &c.LogLevel, "trace", "debug", "info", "warn", "error"),
 			Format: choice("log.format", &c.LogFormat, "text", "json"),
@@ -114,7 +124,7 @@ func (c *Config) settings() document[setting] {
 }
 
 func (d *document[T]) values() []*T {
-	return []*T{&d.Address, &d.Root, &d.State, &d.ContainerdAddress, &d.Mount, &d.Durability, &d.Shadowed, &d.Log.Level, &d.Log.Format}
+	return []*T{&d.Address, &d.Root, &d.State, &d.ContainerdAddress, &d.Mount, &d.Durability, &d.Shadowed, &d.Compression, &d.Log.Level, &d.Log.Format}
 }
 
 func directory(key string, value *string) setting {

@@ -43,6 +43,7 @@ containerd_address = "/d/sock"
 mount = "loop"
 durability = "sync"
 shadowed = "keep"
+compression = "zstd:9"
 [log]
 level = "debug"
 format = "json"
@@ -52,7 +53,7 @@ format = "json"
 	}
 	want := Config{
 		Address: "/a/sock", Root: "/b", State: "/c", ContainerdAddress: "/d/sock",
-		Mount: "loop", Durability: "sync", Shadowed: "keep", LogLevel: "debug", LogFormat: "json",
+		Mount: "loop", Durability: "sync", Shadowed: "keep", Compression: "zstd:9", LogLevel: "debug", LogFormat: "json",
 	}
 	if got != want {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -80,7 +81,7 @@ func TestConfigErrorsNamePlaceAndRemedy(t *testing.T) {
 		line       string
 		want       []string
 	}{
-		{"unknown key", "root = \"/r\"\n\nsnapshotter = \"x\"\n", ":3: ", []string{`unknown key "snapshotter"`, "known here are address, root, state, containerd_address, mount, durability, shadowed, log"}},
+		{"unknown key", "root = \"/r\"\n\nsnapshotter = \"x\"\n", ":3: ", []string{`unknown key "snapshotter"`, "known here are address, root, state, containerd_address, mount, durability, shadowed, compression, log"}},
 		{"unknown key of a table", "[log]\nfile = \"x\"\n", ":2: ", []string{`unknown key "log.file"`, "known here are level, format"}},
 		{"unknown table", "\n[metrics]\naddress = \"x\"\n", ":2: ", []string{`unknown key "metrics"`}},
 		{"two unknown keys", "a = 1\nb = 2\n", ":2: ", []string{`unknown key "a"`, `unknown key "b"`}},

@@ -14,9 +14,11 @@ import (
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -30,13 +32,14 @@ import (
 )
 
 // fakeContainerd serves what this package asks containerd for: containerd's own content service over its own
-// metadata, so namespaces and filters are real, and small introspection and events services.
+// metadata, so namespaces and filters are real, and small images, introspection and events services.
 type fakeContainerd struct {
 	introspectionapi.UnimplementedIntrospectionServer
 	eventsapi.UnimplementedEventsServer
 
 	address string
 	store   content.Store
+	images  images.Store
 	service contentapi.ContentServer
 
 	mu          sync.Mutex
@@ -68,6 +71,7 @@ func newFakeContainerd(t *testing.T) *fakeContainerd {
 	f := &fakeContainerd{
 		address:     filepath.Join(dir, "containerd.sock"),
 		store:       db.ContentStore(),
+		images:      metadata.NewImageStore(db),
 		plugins:     []*introspectionapi.Plugin{{Type: "io.containerd.content.v1", ID: "content", Exports: map[string]string{"root": filepath.Join(dir, "content")}}},
 		subscribers: map[chan *types.Envelope][]string{},
 		subscribed:  make(chan struct{}, 100),
@@ -102,6 +106,7 @@ func (f *fakeContainerd) start(t *testing.T) {
 	contentapi.RegisterContentServer(server, contentService{f.service, f})
 	introspectionapi.RegisterIntrospectionServer(server, f)
 	eventsapi.RegisterEventsServer(server, f)
+	imagesapi.RegisterImagesServer(server, imageService{store: f.images})
 	f.mu.Lock()
 	f.server = server
 	f.mu.Unlock()
@@ -204,6 +209,25 @@ func (c contentService) Read(req *contentapi.ReadContentRequest, stream contenta
 		return c.f.reads(req, stream)
 	}
 	return c.ContentServer.Read(req, stream)
+}
+
+// imageService serves what is asked of containerd's own image store.
+type imageService struct {
+	imagesapi.UnimplementedImagesServer
+	store images.Store
+}
+
+func (s imageService) List(ctx context.Context, req *imagesapi.ListImagesRequest) (*imagesapi.ListImagesResponse, error) {
+	list, err := s.store.List(ctx, req.Filters...)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	reply := &imagesapi.ListImagesResponse{}
+	for _, image := range list {
+		target := &types.Descriptor{MediaType: image.Target.MediaType, Digest: image.Target.Digest.String(), Size: image.Target.Size}
+		reply.Images = append(reply.Images, &imagesapi.Image{Name: image.Name, Target: target})
+	}
+	return reply, nil
 }
 
 type countingList struct {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -34,6 +35,7 @@ const answerTimeout = 10 * time.Second
 // content API, and one stream of the API serves otherwise.
 type ContentSource struct {
 	contents contentapi.ContentClient
+	images   imagesapi.ImagesClient
 	plugins  introspectionapi.IntrospectionClient
 
 	mu   sync.Mutex
@@ -44,6 +46,7 @@ type ContentSource struct {
 func NewContentSource(conn grpc.ClientConnInterface) *ContentSource {
 	return &ContentSource{
 		contents: contentapi.NewContentClient(conn),
+		images:   imagesapi.NewImagesClient(conn),
 		plugins:  introspectionapi.NewIntrospectionClient(conn),
 	}
 }

@@ -21,6 +21,9 @@ func lockRoot(root string) (*os.File, error) {
 		return nil, fmt.Errorf("make root: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, unix.EROFS) {
+		return nil, fmt.Errorf("open lock of root: %w: find out why the file system of %s is read-only (the kernel's log may tell), mend it and mount it writable", err, root)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open lock of root: %w", err)
 	}
@@ -38,12 +41,13 @@ func lockRoot(root string) (*os.File, error) {
 	return f, nil
 }
 
+// writePid leaves the file its block: on a full disk there may be no other.
 func writePid(f *os.File) error {
-	if err := f.Truncate(0); err != nil {
+	pid := fmt.Appendf(nil, "%d\n", os.Getpid())
+	if _, err := f.WriteAt(pid, 0); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(f, "%d\n", os.Getpid())
-	return err
+	return f.Truncate(int64(len(pid)))
 }
 
 // holder returns what the process that holds the lock wrote into it, for a message.

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestSecondDaemonOnARootIsRefused(t *testing.T) {
@@ -61,5 +63,20 @@ func TestLockForgetsEarlierHolder(t *testing.T) {
 	}
 	if want := fmt.Sprintf("%d\n", os.Getpid()); string(got) != want {
 		t.Errorf("lock holds %q, want %q", got, want)
+	}
+}
+
+func TestARootOnAReadOnlyFileSystemIsRefused(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts a file system")
+	}
+	root := t.TempDir()
+	if err := unix.Mount("tmpfs", root, "tmpfs", unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(root, 0)
+	_, err := lockRoot(root)
+	if text := fmt.Sprint(err); !strings.Contains(text, root) || !strings.Contains(text, "read-only") || !strings.Contains(text, "mount it writable") {
+		t.Errorf("got %v", err)
 	}
 }

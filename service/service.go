@@ -53,6 +53,7 @@ type Backend interface {
 type Blobs interface {
 	Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
 	Kept(ctx context.Context) (map[digest.Digest]bool, error)
+	ImagesOf(ctx context.Context, blob digest.Digest) ([]string, error)
 }
 
 // OpenFunc opens the Backend. ctx carries the logger and bounds the opening alone. The Backend calls committed, which

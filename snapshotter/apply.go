@@ -32,7 +32,8 @@ import (
 // active snapshot of ours; another differ may take them. A snapshot of ours
 // that the layer cannot go into as a TOC (it was prepared for use and not for
 // an unpack, or was written to before) gets the files themselves.
-func (s *Snapshotter) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+func (s *Snapshotter) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (_ ocispec.Descriptor, err error) {
+	defer s.blameDisk(&err)
 	t, ok := s.target(mounts)
 	if !ok || s.cfg.Content == nil {
 		return ocispec.Descriptor{}, fmt.Errorf("mounts are not of an active snapshot below %s: %w", s.root, errdefs.ErrNotImplemented)

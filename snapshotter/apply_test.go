@@ -33,6 +33,8 @@ func (f openFunc) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadClo
 
 func (f openFunc) Kept(context.Context) (map[digest.Digest]bool, error) { return nil, nil }
 
+func (f openFunc) ImagesOf(context.Context, digest.Digest) ([]string, error) { return nil, nil }
+
 // newNodeWith is newNode with another source of blobs.
 func newNodeWith(t *testing.T, source openFunc) *node {
 	t.Helper()

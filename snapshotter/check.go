@@ -49,7 +49,7 @@ const (
 	FindingLayer   FindingKind = "layer"   // a committed layer's TOC is damaged or missing
 	FindingContent FindingKind = "content" // a content's bytes are not what its digest says
 	FindingImage   FindingKind = "image"   // a flat image or its list of contents is damaged
-	FindingOrphan  FindingKind = "orphan"  // a file or mount that belongs to nothing
+	FindingOrphan  FindingKind = "orphan"  // a file, mount or loop device that belongs to nothing
 )
 
 // Finding is one thing that is wrong.
@@ -180,9 +180,10 @@ func (c *check) contents(ctx context.Context) error {
 	total := c.s.pack.Stats().Bytes
 	var bad []pack.Digest
 	var stop error
-	throttle := newThrottle(ctx, c.opts.Rate)
+	v := c.s.pack.Verifier(newThrottle(ctx, c.opts.Rate))
+	defer v.Close()
 	c.s.pack.Each(func(d pack.Digest, p pack.Placement) bool {
-		err := c.s.pack.Verify(ctx, d, throttle)
+		err := v.Verify(ctx, d)
 		switch {
 		case errdefs.IsDataLoss(err):
 			bad = append(bad, d)
@@ -217,8 +218,12 @@ func (c *check) contents(ctx context.Context) error {
 // mendContents writes contents again where they are, from the blobs of layers
 // that have them. Containers that show them see the right bytes from then on.
 func (s *Snapshotter) mendContents(ctx context.Context, bad []pack.Digest) (mended map[layer.Digest]bool, why error) {
+	mender, wanted, err := s.pack.Mend(ctx, bad)
+	if err != nil {
+		return nil, err
+	}
 	missing := map[layer.Digest]bool{}
-	for _, d := range bad {
+	for _, d := range wanted {
 		missing[layer.Digest(d)] = true
 	}
 	entries, err := os.ReadDir(s.layersDir())
@@ -230,7 +235,7 @@ func (s *Snapshotter) mendContents(ctx context.Context, bad []pack.Digest) (mend
 		if has, err := s.layerHas(id, missing); err != nil || !has {
 			continue // a TOC that cannot be read has been reported
 		}
-		put := func(r io.Reader, _ int64, want layer.Digest) error { return s.pack.Mend(pack.Digest(want), r) }
+		put := func(r io.Reader, _ int64, want layer.Digest) error { return mender.Put(pack.Digest(want), r) }
 		if err := s.refillLayer(ctx, id, missing, put); err != nil {
 			why = errors.Join(why, err)
 		}
@@ -238,11 +243,14 @@ func (s *Snapshotter) mendContents(ctx context.Context, bad []pack.Digest) (mend
 			break
 		}
 	}
+	why = errors.Join(why, mender.Close(), s.pack.Sync())
+	v := s.pack.Verifier(nil)
+	defer v.Close()
 	mended = map[layer.Digest]bool{}
 	for _, d := range bad {
-		mended[layer.Digest(d)] = !missing[layer.Digest(d)]
+		mended[layer.Digest(d)] = v.Verify(ctx, d) == nil
 	}
-	return mended, errors.Join(why, s.pack.Sync(), forgetCachedPages())
+	return mended, errors.Join(why, forgetCachedPages())
 }
 
 // forgetCachedPages makes the kernel read files again: mounted images may have
@@ -361,6 +369,9 @@ func (c *check) files(ctx context.Context) error {
 	for _, o := range orphans {
 		c.report(Finding{Kind: FindingOrphan, Object: o, Detail: "nothing that exists has this", Remedy: "restart the daemon: it removes it"})
 	}
+	if err := c.loops(); err != nil {
+		return err
+	}
 	c.progress("files", 1, 1)
 	return nil
 }
@@ -369,8 +380,7 @@ func (c *check) files(ctx context.Context) error {
 func (s *Snapshotter) orphans(ctx context.Context) (orphans []string, err error) {
 	s.collecting.Lock()
 	defer s.collecting.Unlock()
-	// In a write transaction no snapshot is being created.
-	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+	err = s.withoutChanges(ctx, func(ctx context.Context) error {
 		ids, err := knownSnapshots(ctx)
 		if err != nil {
 			return err

@@ -5,7 +5,11 @@ package snapshotter
 import (
 	"context"
 	"crypto/sha256"
+	"fmt"
 	"os"
+	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/squash-snapshotter/squash/internal/mounts"
@@ -135,6 +139,79 @@ func TestCheckReportsWhatItCannotMend(t *testing.T) {
 	if findings, _ := n.checked(CheckOptions{Repair: true}); len(findings) != 1 || !findings[0].Repaired {
 		t.Errorf("with the blob back: %+v", findings)
 	}
+}
+
+// A loop device that somebody left behind. Those of mounts are none, nor are
+// those of other files below the root: they may be a container's own.
+func TestCheckFindsAndDetachesLeakedLoopDevices(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []mounts.Mode{mounts.ModeFile, mounts.ModeLoop} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, mode)
+			top := n.pull("ns/1", checkedImage())
+			want := n.tree(top)
+			_, root, undo := n.run(top)
+			defer undo()
+			key, other, undoOther := n.run(top)
+			defer undoOther()
+			must(t, os.WriteFile(other+"/disk", make([]byte, 4096), 0o600))
+			losetup(t, n.upper(n.id(key))+"/disk")
+			if findings, _ := n.checked(CheckOptions{Quick: true}); len(findings) > 0 {
+				t.Fatalf("%+v", findings)
+			}
+
+			leaked := []string{losetup(t, n.pack.Path()), losetup(t, n.image(n.chainOf(top)))}
+			slices.Sort(leaked)
+			for _, opts := range []CheckOptions{{Quick: true}, {}} {
+				findings, _ := n.checked(opts)
+				if len(findings) != 2 || findings[0].Object != leaked[0] || findings[1].Object != leaked[1] {
+					t.Fatalf("%+v, want %v", findings, leaked)
+				}
+				if f := findings[0]; f.Kind != FindingOrphan || f.Repaired || f.Remedy == "" {
+					t.Errorf("%+v", f)
+				}
+			}
+			findings, sum := n.checked(CheckOptions{Quick: true, Repair: true})
+			if len(findings) != 2 || sum.Repaired != 2 || findings[0].Remedy != "" {
+				t.Fatalf("repair: %+v", findings)
+			}
+			waitFor(t, "the leaked devices to be free", func() error {
+				if findings, _ := n.checked(CheckOptions{Quick: true}); len(findings) > 0 {
+					return fmt.Errorf("%+v", findings)
+				}
+				return nil
+			})
+			if got, err := os.ReadFile(root + "/d/big"); err != nil || string(got) != checkedContent {
+				t.Errorf("the running container reads other bytes after the repair: %v", err)
+			}
+			n.shows(top, want)
+		})
+	}
+}
+
+func TestOnlyFilesThatAreMountedMayLeakLoopDevices(t *testing.T) {
+	l := layout{root: "/root", state: "/state"}
+	for path, want := range map[string]bool{
+		l.root + "/pack": true, l.image(chain{1}): true, l.image(chain{1}) + ".tmp": true, l.skeleton("17"): true,
+		l.metadata(): false, l.upper("17") + "/pack": false, l.upper("17") + "/5/skeleton.erofs": false, l.snapshotsDir() + "/x/skeleton.erofs": false, "/elsewhere/pack": false, "": false,
+	} {
+		if got := l.mountable(path); got != want {
+			t.Errorf("%q: %v", path, got)
+		}
+	}
+}
+
+// losetup binds a file to a loop device that stays until it is detached.
+func losetup(t *testing.T, file string) string {
+	t.Helper()
+	out, err := exec.Command("losetup", "--read-only", "--find", "--show", file).CombinedOutput()
+	if err != nil {
+		t.Fatalf("losetup %s: %v: %s", file, err, out)
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() { _ = mounts.DetachLoop(device, file) }) // it may be free, or another test's, by then
+	return device
 }
 
 // Progress comes to its end in every step, and a slow rate is kept.

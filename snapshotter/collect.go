@@ -21,10 +21,13 @@ import (
 
 // Remove forgets a snapshot. It holds up every Prepare of this snapshotter, so
 // mounts, files and content are left to Cleanup and to the background.
-func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	err := s.update(ctx, func(ctx context.Context) error {
-		_, _, err := storage.Remove(ctx, key)
-		return err
+func (s *Snapshotter) Remove(ctx context.Context, key string) (err error) {
+	defer s.blameDisk(&err)
+	err = s.withReserve(func() error {
+		return s.update(ctx, func(ctx context.Context) error {
+			_, _, err := storage.Remove(ctx, key)
+			return err
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
@@ -34,7 +37,8 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 }
 
 // Cleanup gives back what removed snapshots used.
-func (s *Snapshotter) Cleanup(ctx context.Context) error {
+func (s *Snapshotter) Cleanup(ctx context.Context) (err error) {
+	defer s.blameDisk(&err)
 	if err := s.collect(ctx, s.sweepDue.Swap(false)); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
@@ -105,9 +109,8 @@ func (s *Snapshotter) collect(ctx context.Context, sweep bool) error {
 	s.mu.Unlock()
 	var ids known
 	var dirs, layers, skeletons []string
-	// In a write transaction no snapshot is being created: a directory that
-	// has no snapshot now will never have one.
-	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
+	// A directory that has no snapshot now will never have one.
+	err := s.withoutChanges(ctx, func(ctx context.Context) (err error) {
 		if ids, err = knownSnapshots(ctx); err != nil {
 			return err
 		}
@@ -143,10 +146,28 @@ func (s *Snapshotter) collect(ctx context.Context, sweep bool) error {
 		s.mu.Unlock()
 	}
 	if len(layers) > 0 || dropped > 0 || sweep {
-		errs = errors.Join(errs, s.sweep(ctx, ids))
+		errs = errors.Join(errs, s.withReserve(func() error {
+			need, err := s.sweep(ctx, ids)
+			if err == nil {
+				err = s.repack(ctx, ids, need)
+			}
+			return err
+		}))
 		s.changed.Add(1)
 	}
 	return errs
+}
+
+// withoutChanges runs f in a transaction that holds up all others which write,
+// and itself writes nothing: no snapshot is being created meanwhile.
+func (s *Snapshotter) withoutChanges(ctx context.Context, f func(ctx context.Context) error) error {
+	s.naming.Lock()
+	defer s.naming.Unlock()
+	ctx, tx, err := s.ms.TransactionContext(ctx, true)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(ctx), tx.Rollback())
 }
 
 func knownSnapshots(ctx context.Context) (known, error) {

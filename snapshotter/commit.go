@@ -24,9 +24,10 @@ import (
 // Commit makes an active snapshot a committed one. containerd calls it inside
 // its global database transaction, so it is one small metastore update,
 // whatever the size of the layer; an upper directory is taken in afterwards.
-func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) (err error) {
+	defer s.blameDisk(&err)
 	var id string
-	err := s.update(ctx, func(ctx context.Context) (err error) {
+	err = s.update(ctx, func(ctx context.Context) (err error) {
 		if id, _, _, err = storage.GetInfo(ctx, key); err != nil {
 			return err
 		}
@@ -164,6 +165,7 @@ func (s *Snapshotter) intake(id string) (*intake, error) {
 	failpoint.Hit("layer.mkdir")
 	f, err := os.CreateTemp(s.layer(id), "toc-*"+tmpSuffix)
 	if err != nil {
+		os.Remove(s.layer(id)) // if there is nothing else in it
 		return nil, err
 	}
 	failpoint.Hit("toc.create")
@@ -256,6 +258,7 @@ func (in *intake) close() {
 	if err := os.Remove(in.file.Name()); err != nil && !os.IsNotExist(err) {
 		log.L.WithError(err).WithField("path", in.file.Name()).Warn("could not remove an unfinished table of contents; the next start does")
 	}
+	os.Remove(in.s.layer(in.id)) // if nothing was published
 	if err := in.pack.Close(); err != nil {
 		log.L.WithError(err).Warn("could not give back space; the next start does")
 	}

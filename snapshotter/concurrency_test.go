@@ -141,7 +141,7 @@ func checkContent(root string, i int) error {
 	tag := uint64(1000 * (i + 1))
 	var errs error
 	for name, want := range map[string]string{
-		"own": noise(120_000, tag), "base/file": noise(40_001, tag+1), "small": fmt.Sprint(i), "more/own": noise(60_000, tag+2), "more/link": noise(60_000, tag+2),
+		"own": prose(120_000, tag), "base/file": noise(40_001, tag+1), "small": fmt.Sprint(i), "more/own": noise(60_000, tag+2), "more/link": noise(60_000, tag+2),
 	} {
 		got, err := os.ReadFile(filepath.Join(root, name))
 		if err == nil && string(got) != want {

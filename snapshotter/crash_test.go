@@ -47,6 +47,13 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "crash child:", err)
 		os.Exit(3)
 	}
+	if dir := os.Getenv(costDir); dir != "" {
+		if err := liveForCost(dir, os.Getenv(costStep)); err != nil {
+			fmt.Fprintln(os.Stderr, "cost child:", err)
+			os.Exit(3)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
@@ -56,8 +63,8 @@ const crashImages = 4
 func crashImage(i int) image {
 	tag := uint64(1000 * (i + 1))
 	return image{
-		treetest.Layer(treetest.Dir("base", treetest.Mode(0o750)), treetest.File("base/file", noise(40_000, 1)), treetest.File("base/gone", noise(3000, 2))),
-		treetest.Layer(treetest.File("own", noise(120_000, tag)), treetest.File("base/file", noise(40_001, tag+1)), treetest.File("small", fmt.Sprint(i))),
+		treetest.Layer(treetest.Dir("base", treetest.Mode(0o750)), treetest.File("base/file", noise(40_000, 1)), treetest.File("base/gone", prose(3000, 2))),
+		treetest.Layer(treetest.File("own", prose(120_000, tag)), treetest.File("base/file", noise(40_001, tag+1)), treetest.File("small", fmt.Sprint(i))),
 		treetest.Layer(treetest.Whiteout("base/gone"), treetest.File("more/own", noise(60_000, tag+2)), treetest.Hardlink("more/link", "more/own")),
 	}
 }
@@ -66,7 +73,7 @@ func crashTop(i int) string { return crashImage(i).names(fmt.Sprintf("ns/%d", i)
 
 // committedFile is what the child writes to an upper directory.
 func committedFile(i, j int) (name, content string) {
-	return fmt.Sprintf("written%d", j), noise(1500+100*j, uint64(9000+100*i+j))
+	return fmt.Sprintf("written%d", j), prose(1500+100*j, uint64(9000+100*i+j))
 }
 
 const committedFiles = 12

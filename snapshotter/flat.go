@@ -48,7 +48,8 @@ func chainOf(tocs []layer.Summary) (c chain) {
 
 // Flatten makes sure that a committed snapshot's flat image exists and is
 // mounted. ErrNotFound, ErrInvalidArgument: no committed snapshot has the name.
-func (s *Snapshotter) Flatten(ctx context.Context, name string) error {
+func (s *Snapshotter) Flatten(ctx context.Context, name string) (err error) {
+	defer s.blameDisk(&err)
 	var ids []string
 	if err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
 		ids, err = committedChain(ctx, name)
@@ -56,8 +57,7 @@ func (s *Snapshotter) Flatten(ctx context.Context, name string) error {
 	}); err != nil {
 		return fmt.Errorf("flatten %s: %w", name, err)
 	}
-	_, err := s.flat(ctx, ids)
-	if err != nil {
+	if _, err := s.flat(ctx, ids); err != nil {
 		return fmt.Errorf("flatten %s: %w", name, err)
 	}
 	if err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
@@ -208,10 +208,7 @@ func (s *Snapshotter) writeFlat(ctx context.Context, c chain, ids []string) (err
 // writeImage writes a tree whose contents are in the pack, and returns what is
 // to be noted about the image.
 func writeImage(ctx context.Context, w io.Writer, tree *flatten.Tree, places map[layer.Digest]pack.Placement) (flatten.Stats, flatten.Refs, error) {
-	refs := flatten.Refs{Blocks: make([]uint32, 0, len(places))}
-	for _, p := range places {
-		refs.Blocks = append(refs.Blocks, p.Block)
-	}
+	refs := flatten.NewRefs(maps.Values(places))
 	sum := flatten.NewImageSum()
 	b := bufio.NewWriterSize(io.MultiWriter(w, sum), 1<<20)
 	stats, err := tree.WriteImage(ctx, b, func(d layer.Digest) (pack.Placement, error) { return places[d], nil })

@@ -23,53 +23,65 @@ import (
 //
 // s.collecting is held: no flat image goes meanwhile. Those that come keep
 // their contents by the writer with which they were built.
-func (s *Snapshotter) sweep(ctx context.Context, ids known) error {
+//
+// needed is what was met, as far as contents share clusters.
+func (s *Snapshotter) sweep(ctx context.Context, ids known) (needed, error) {
 	mark, err := s.pack.BeginMark()
 	if err != nil {
-		return err
+		return needed{}, err
 	}
 	defer mark.Cancel()
-	flattened, err := s.markImages(mark, ids)
+	need := needed{used: map[uint32]uint64{}, layers: map[string]bool{}}
+	flattened, err := s.markImages(mark, ids, &need)
 	if err != nil {
-		return err
+		return need, err
 	}
 	// Listed after the mark began: a TOC that comes later has had its contents
 	// kept by its writer.
 	layers, err := os.ReadDir(s.layersDir())
 	if err != nil {
-		return err
+		return need, err
 	}
 	blobs := restorable{s: s}
 	for _, l := range layers {
 		id := l.Name()
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return need, ctx.Err()
 		}
 		if s.cfg.Shadowed == ShadowedFree && flattened[id] && blobs.layer(ctx, id) {
 			continue
 		}
+		need.layers[id] = true
 		err := s.eachContent(id, func(d layer.Digest) error {
-			mark.Keep(pack.Digest(d))
+			if p, ok := mark.Keep(pack.Digest(d)); ok && p.Encoding == pack.EncodingShared {
+				need.used[p.Block] += p.Size
+			}
 			return nil
 		})
 		switch {
 		case err == nil, os.IsNotExist(err):
 		case errors.Is(err, layer.ErrDamaged) && blobs.layer(ctx, id): // all of it can come back
 		default:
-			return fmt.Errorf("nothing is freed, for it is not known what layer %s (snapshot %s) refers to; remove its image: %w", id, ids[id].Name, err)
+			return need, fmt.Errorf("nothing is freed, for it is not known what layer %s (snapshot %s) refers to; remove its image: %w", id, ids[id].Name, err)
 		}
 	}
 	st, err := mark.Sweep()
 	if err == nil && st.Contents > 0 {
 		log.G(ctx).WithFields(log.Fields{"contents": st.Contents, "bytes": st.Bytes}).Info("content freed")
 	}
-	return err
+	return need, err
+}
+
+// needed says what a sweep has met.
+type needed struct {
+	used   map[uint32]uint64 // bytes of shared clusters, by first block; those that several need count several times
+	layers map[string]bool   // layers that need all their contents
 }
 
 // markImages keeps what flat images show, those without a snapshot included:
 // somebody may still have them mounted. It returns the layers whose chains have
 // a flat image and need not keep more than that shows.
-func (s *Snapshotter) markImages(mark *pack.Mark, ids known) (flattened map[string]bool, err error) {
+func (s *Snapshotter) markImages(mark *pack.Mark, ids known, need *needed) (flattened map[string]bool, err error) {
 	tops, byName := s.tops(ids), ids.byName()
 	images, err := s.flatImages()
 	if err != nil {
@@ -84,8 +96,11 @@ func (s *Snapshotter) markImages(mark *pack.Mark, ids known) (flattened map[stri
 		if err != nil {
 			return nil, fmt.Errorf("nothing is freed, for it is not known what flat image %s shows: %w", c, err)
 		}
-		for _, b := range refs.Blocks {
+		for i, b := range refs.Blocks {
 			mark.KeepBlock(b)
+			if refs.Used[i] > 0 {
+				need.used[b] += uint64(refs.Used[i])
+			}
 		}
 		for _, id := range tops[c] {
 			for _, below := range ids.lineage(id, byName) {

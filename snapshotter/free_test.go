@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"math/rand/v2"
 	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/pkg/testutil"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/squash-snapshotter/squash/internal/pack"
 	"github.com/squash-snapshotter/squash/internal/treetest"
 )
@@ -147,8 +149,23 @@ func TestRestoreWithoutBlobSaysHowToMend(t *testing.T) {
 	other := treetest.Layer(treetest.File("other", newer))
 	top := unpackOn(t, s, blobs, t.Name()+" layer 0", [][]byte{other}, s)
 	_, err := s.View(context.Background(), "view", top)
-	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "content fetch") {
-		t.Fatalf("View: %v; want ErrFailedPrecondition with the command that mends it", err)
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "no image there names") {
+		t.Fatalf("View: %v; want ErrFailedPrecondition with the news that no image has the blob", err)
+	}
+	blobs.name(nil, "registry.example/one:1", "registry.example/two:1")
+	_, err = s.View(context.Background(), "view", top)
+	for _, want := range []string{
+		digest.FromBytes(baseLayer).String(), "of image registry.example/one:1, registry.example/two:1:",
+		" content fetch registry.example/one:1`",
+	} {
+		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("View: %v; want ErrFailedPrecondition with %q", err, want)
+		}
+	}
+	blobs.name(errors.New("a broken manifest"))
+	_, err = s.View(context.Background(), "view", top)
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "a broken manifest") || !strings.Contains(err.Error(), "content fetch") {
+		t.Errorf("View: %v; want ErrFailedPrecondition with why no image is named, and the command", err)
 	}
 	treetest.Check(t, [][]byte{baseLayer, topLayer}, view(t, s, first), treetest.Options{ImpliedMtime: true})
 	blobs.add(baseLayer)

@@ -21,6 +21,7 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info
 
 // Update changes the labels of a snapshot.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (updated snapshots.Info, err error) {
+	defer s.blameDisk(&err)
 	err = s.update(ctx, func(ctx context.Context) (err error) {
 		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
 		return err

@@ -25,7 +25,7 @@ import (
 )
 
 var (
-	rootFile  = regexp.MustCompile(`^(version|boot|metadata\.db|pack|index|layers|images|snapshots)$`)
+	rootFile  = regexp.MustCompile(`^(version|boot|reserve|metadata\.db|pack|index|layers|images|snapshots)$`)
 	indexFile = regexp.MustCompile(`^([0-9a-f]{8}-[0-9a-f]{8}\.\d+|synced)$`)
 	layerFile = regexp.MustCompile(`^(toc|source|durable)$`)
 )

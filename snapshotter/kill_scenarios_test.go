@@ -76,18 +76,6 @@ func pulled(images ...int) func(context.Context, *node) error {
 	}
 }
 
-// inOrder does one thing after the other.
-func inOrder(steps ...func(context.Context, *node) error) func(context.Context, *node) error {
-	return func(ctx context.Context, n *node) error {
-		for _, step := range steps {
-			if err := step(ctx, n); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-}
-
 const (
 	containerName = "ns/0/container committed"
 	walkedName    = "ns/0/layer of another differ"
@@ -155,14 +143,18 @@ func shown(ctx context.Context, n *node) error {
 	return err
 }
 
-// removed removes all images and what was committed on top of them.
+// removed removes all images and what was committed on top of them, one after
+// the other: content goes while others' beside it stays, and at last all of it.
 func removed(ctx context.Context, n *node) error {
 	for i := range killImages {
 		if err := removeImage(ctx, n.Snapshotter, i); err != nil {
 			return err
 		}
+		if err := n.Cleanup(ctx); err != nil {
+			return err
+		}
 	}
-	return n.Cleanup(ctx)
+	return nil
 }
 
 // losePower makes a store look as after one: another boot, a layer without the

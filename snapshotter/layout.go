@@ -23,7 +23,7 @@ const tmpSuffix = ".tmp"
 // layout knows every path of the store. Only IDs that the metastore gave and
 // digests that were computed here become names.
 //
-//	<root>/version, boot, metadata.db, pack, index/      (pack and index: package pack)
+//	<root>/version, boot, reserve, metadata.db, pack, index/      (pack and index: package pack)
 //	       layers/<id>/{toc,source,durable,lost}
 //	       images/<chain>.{erofs,refs}
 //	       snapshots/<id>/{fs,work,extract,skeleton.erofs}
@@ -156,6 +156,15 @@ func (l layout) upperID(path string) (id string, ok bool) {
 func isID(s string) bool {
 	n, err := strconv.ParseUint(s, 10, 64)
 	return err == nil && strconv.FormatUint(n, 10) == s
+}
+
+// mountable tells whether a path is that of a file of which mounts are made.
+func (l layout) mountable(path string) bool {
+	if path == filepath.Join(l.root, "pack") || filepath.Dir(path) == l.imagesDir() {
+		return true
+	}
+	id := filepath.Base(filepath.Dir(path))
+	return isID(id) && path == l.skeleton(id)
 }
 
 // exists tells whether there is anything at path; trouble counts as yes.

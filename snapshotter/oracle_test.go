@@ -6,6 +6,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -52,15 +53,40 @@ func TestWalkingDifferShowsWhatOverlayShows(t *testing.T) {
 	})
 }
 
+// The images that have some content, in the forms that are not the default.
+func TestOtherCompressionShowsWhatOverlayShows(t *testing.T) {
+	testutil.RequiresRoot(t)
+	const some = 32 << 10 // bytes of a layer
+	for _, algorithm := range []string{"lz4", "none"} {
+		blobs := newBlobs()
+		s := openConfig(t, Config{Content: blobs, Compression: Compression{Algorithm: algorithm}})
+		t.Run(algorithm, func(t *testing.T) {
+			for _, c := range treetest.Cases() {
+				if !slices.ContainsFunc(c.Layers, func(l []byte) bool { return len(l) >= some }) {
+					continue
+				}
+				t.Run(c.Name, func(t *testing.T) {
+					t.Parallel()
+					compareDiffer(t, s, blobs, c)
+				})
+			}
+		})
+	}
+}
+
 func TestRandomImagesShowWhatOverlayShows(t *testing.T) {
 	testutil.RequiresRoot(t)
 	blobs := newBlobs()
-	s := open(t, blobs)
+	var stores []*Snapshotter
+	for _, algorithm := range []string{"zstd", "lz4", "none"} {
+		stores = append(stores, openConfig(t, Config{Content: blobs, Compression: Compression{Algorithm: algorithm}}))
+	}
 	t.Run("image", func(t *testing.T) {
 		for seed := range *randomImages {
 			t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 				t.Parallel()
 				c := treetest.Random(t, int64(seed))
+				s := stores[seed/3%len(stores)]
 				if seed%3 == 2 {
 					compareWalking(t, s, blobs, c)
 				} else {

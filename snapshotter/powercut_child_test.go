@@ -40,13 +40,13 @@ func powerImages() []image {
 		pair, tag := 100*(i/2+1), 1000*(i+1)
 		base := []treetest.Step{
 			treetest.Dir("base", treetest.Mode(0o750)), treetest.File("base/file", noise(40_000, pair)),
-			treetest.File("base/gone", noise(3000, pair+1)), treetest.File("base/late", noise(90_000, pair+2)),
+			treetest.File("base/gone", prose(3000, pair+1)), treetest.File("base/late", noise(90_000, pair+2)),
 		}
 		for k := range uint64(20) {
-			base = append(base, treetest.File(fmt.Sprintf("base/small%d", k), noise(100+int(k)*300, pair+10+k)))
+			base = append(base, treetest.File(fmt.Sprintf("base/small%d", k), prose(100+int(k)*300, pair+10+k)))
 		}
 		own := []treetest.Step{
-			treetest.File("base/file", noise(40_001, tag)), treetest.File("own", noise(120_000, tag+1)),
+			treetest.File("base/file", noise(40_001, tag)), treetest.File("own", prose(120_000, tag+1)),
 			treetest.File("common", noise(150_000, 1)), treetest.File("tiny", fmt.Sprint("image ", i)),
 		}
 		if i%2 == 0 {

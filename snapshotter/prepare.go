@@ -26,20 +26,23 @@ import (
 // Prepare makes an active snapshot. For the unpacking of a layer it returns
 // one overlay with an upper directory, whatever lies below; otherwise an
 // overlay over the parent's flat image, or a bind of an empty directory.
-func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) (_ []mount.Mount, err error) {
+	defer s.blameDisk(&err)
 	return s.create(ctx, snapshots.KindActive, key, parent, opts)
 }
 
 // View makes a read-only snapshot: a bind of the parent's flat image.
-func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) (_ []mount.Mount, err error) {
+	defer s.blameDisk(&err)
 	return s.create(ctx, snapshots.KindView, key, parent, opts)
 }
 
 // Mounts returns the mounts of an active snapshot or view again, and makes
 // what they need anew if a reboot took it away.
-func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+func (s *Snapshotter) Mounts(ctx context.Context, key string) (_ []mount.Mount, err error) {
+	defer s.blameDisk(&err)
 	var snap storage.Snapshot
-	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
 		snap, err = storage.GetSnapshot(ctx, key)
 		return err
 	})
@@ -72,13 +75,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, fmt.Errorf("prepare %s: %w", key, err)
 	}
-	var snap storage.Snapshot
-	err = s.update(ctx, func(ctx context.Context) (err error) {
-		if snap, err = storage.CreateSnapshot(ctx, kind, key, parent, opts...); err != nil {
-			return err
-		}
-		return os.Rename(dir, s.snapshot(snap.ID))
-	})
+	snap, err := s.nameDirectory(ctx, dir, kind, key, parent, opts)
 	if err != nil {
 		s.askCollect() // the parent may have been removed since its flat image was made
 		if err := os.RemoveAll(dir); err != nil {
@@ -126,11 +123,11 @@ func (s *Snapshotter) newDirectory(kind snapshots.Kind, extract bool, lower stri
 		return "", err
 	}
 	failpoint.Hit("snapshot.mkdir")
-	defer func() {
+	defer func(made string) { // returning an error empties dir
 		if err != nil {
-			os.RemoveAll(dir)
+			os.RemoveAll(made)
 		}
-	}()
+	}(dir)
 	// overlayfs shows the upper directory's own metadata as the root's.
 	mode, uid, gid := os.FileMode(0o755), 0, 0
 	if lower != "" {
@@ -142,7 +139,10 @@ func (s *Snapshotter) newDirectory(kind snapshots.Kind, extract bool, lower stri
 		mode, uid, gid = st.Mode(), int(sys.Uid), int(sys.Gid)
 	}
 	fs := filepath.Join(dir, "fs")
-	if err := errors.Join(os.Mkdir(fs, 0o755), os.Chown(fs, uid, gid), os.Chmod(fs, mode)); err != nil {
+	if err := os.Mkdir(fs, 0o755); err != nil {
+		return "", err
+	}
+	if err := errors.Join(os.Chown(fs, uid, gid), os.Chmod(fs, mode)); err != nil {
 		return "", err
 	}
 	if kind != snapshots.KindActive {
@@ -156,6 +156,27 @@ func (s *Snapshotter) newDirectory(kind snapshots.Kind, extract bool, lower stri
 	}
 	failpoint.Hit("snapshot.fill")
 	return dir, err
+}
+
+// nameDirectory makes a snapshot and gives it its directory. If that fails the
+// directory has its old name again before anybody else sees it: the ID is going
+// to be the next snapshot's.
+func (s *Snapshotter) nameDirectory(ctx context.Context, dir string, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) (snap storage.Snapshot, err error) {
+	s.naming.Lock()
+	defer s.naming.Unlock()
+	named := false
+	err = s.update(ctx, func(ctx context.Context) (err error) {
+		if snap, err = storage.CreateSnapshot(ctx, kind, key, parent, opts...); err != nil {
+			return err
+		}
+		err = os.Rename(dir, s.snapshot(snap.ID))
+		named = err == nil
+		return err
+	})
+	if err != nil && named {
+		err = errors.Join(err, os.Rename(s.snapshot(snap.ID), dir))
+	}
+	return snap, err
 }
 
 // newPrefix is the beginning of a directory that has no ID yet.

@@ -181,11 +181,13 @@ func (s *Snapshotter) verifyUnsynced(ctx context.Context, ids known) error {
 	// taken for known when a layer is taken in again.
 	var bad []layer.Digest
 	var stop error
+	v := s.pack.Verifier(nil)
+	defer v.Close()
 	s.pack.Unsynced(func(d pack.Digest, _ pack.Placement) {
 		if stop != nil {
 			return
 		}
-		if err := s.pack.Verify(ctx, d, nil); errdefs.IsDataLoss(err) {
+		if err := v.Verify(ctx, d); errdefs.IsDataLoss(err) {
 			bad = append(bad, layer.Digest(d))
 		} else if err != nil {
 			stop = err
@@ -251,7 +253,7 @@ func (s *Snapshotter) loseTOC(ctx context.Context, id string, why error) error {
 // dropContents cuts contents from the pack, and with them the flat images that
 // show them. Those in use keep what they show.
 func (s *Snapshotter) dropContents(ctx context.Context, bad []layer.Digest) error {
-	begins := map[uint32]layer.Digest{}
+	begins := map[uint32]layer.Digest{} // any one of those in the same blocks: Drop takes all
 	for _, d := range bad {
 		if p, err := s.pack.Lookup(pack.Digest(d)); err == nil {
 			begins[p.Block] = d

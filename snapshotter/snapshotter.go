@@ -51,6 +51,9 @@ type ContentSource interface {
 	// Kept returns the blobs of ctx's namespace that are there and that
 	// something else than a lease keeps from being collected.
 	Kept(ctx context.Context) (map[digest.Digest]bool, error)
+	// ImagesOf returns the references of the images of ctx's namespace that
+	// have a blob, be it there or not.
+	ImagesOf(ctx context.Context, blob digest.Digest) ([]string, error)
 }
 
 // Shadowed says what becomes of content that no flat image shows.
@@ -83,6 +86,9 @@ type Config struct {
 	Durability Durability
 	// Shadowed; zero: ShadowedFree.
 	Shadowed Shadowed
+	// Compression of contents that come in from now on; zero: the densest form
+	// that the kernel reads.
+	Compression Compression
 	// Content is where Apply finds blobs. Without it Apply answers
 	// ErrNotImplemented to everything.
 	Content ContentSource
@@ -113,10 +119,13 @@ type Snapshotter struct {
 	flight singleflight.Group
 	// collecting is held while garbage is removed.
 	collecting sync.Mutex
-	checking   sync.Mutex    // held by a check
-	garbage    chan struct{} // asks for a collection; one is enough
-	sweepDue   atomic.Bool   // the next collection looks for content to free
-	changed    atomic.Uint64 // counts changes of layers, images and content
+	reserving  sync.Mutex      // held while the reserve is in use
+	naming     sync.Mutex      // held while directories are named after new snapshots, or judged by their names
+	repacked   map[uint32]bool // shared clusters that were to be moved, by first block; guarded by collecting
+	checking   sync.Mutex      // held by a check
+	garbage    chan struct{}   // asks for a collection; one is enough
+	sweepDue   atomic.Bool     // the next collection looks for content to free
+	changed    atomic.Uint64   // counts changes of layers, images and content
 	usages     usages
 
 	mu       sync.Mutex
@@ -139,7 +148,8 @@ var (
 //
 // Damage of single snapshots is logged and does not keep it from opening.
 func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
-	s := &Snapshotter{cfg: cfg, garbage: make(chan struct{}, 1), layers: map[string]layer.Summary{}, flats: map[chain]*flatUse{}, applying: map[string]bool{}}
+	defer func() { layout{root: cfg.Root}.blameDisk(&err) }()
+	s := &Snapshotter{cfg: cfg, garbage: make(chan struct{}, 1), layers: map[string]layer.Summary{}, flats: map[chain]*flatUse{}, applying: map[string]bool{}, repacked: map[uint32]bool{}}
 	switch cfg.Durability {
 	case "":
 		s.cfg.Durability = DurabilityBackground
@@ -157,6 +167,9 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	if s.layout, err = makeLayout(cfg.Root, cfg.State); err != nil {
 		return nil, err
 	}
+	if err := s.breakReserve(); err != nil {
+		return nil, err
+	}
 	if err := s.probeOverlay(); err != nil {
 		return nil, err
 	}
@@ -170,14 +183,18 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	if s.mounter, err = mounts.New(caps, cfg.Mount); err != nil {
 		return nil, err
 	}
-	if s.ms, err = storage.NewMetaStore(s.metadata()); err != nil {
+	compress, algorithm, err := cfg.Compression.choose(caps)
+	if err != nil {
+		return nil, err
+	}
+	if s.ms, err = s.openMetastore(); err != nil {
 		return nil, fmt.Errorf("open the metastore: %w", err)
 	}
 	ids, err := s.tidy(ctx)
 	if err == nil {
 		s.pack, err = pack.Open(ctx, s.root, pack.Referrers(func(begins func(uint32) bool) (bool, error) {
 			return s.soundImages(ctx, begins)
-		}))
+		}), compress)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.ms.Close())
@@ -187,7 +204,10 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	s.resumed = true
-	log.G(ctx).WithFields(log.Fields{"root": s.root, "mount": string(s.mounter.Mode())}).Info("snapshotter is open")
+	if err := s.fillReserve(); err != nil {
+		log.G(ctx).WithError(err).Warn("no space could be set aside for removals on a full disk")
+	}
+	log.G(ctx).WithFields(log.Fields{"root": s.root, "mount": string(s.mounter.Mode()), "compression": algorithm.String()}).Info("snapshotter is open")
 	s.background(s.collector)
 	s.askSweep() // a crash may have left content without a reference
 	return s, nil
@@ -195,7 +215,8 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 
 // Close waits for work under way and closes the store. Mounts stay. Closing
 // again does nothing.
-func (s *Snapshotter) Close() error {
+func (s *Snapshotter) Close() (err error) {
+	defer s.blameDisk(&err)
 	s.mu.Lock()
 	again := s.closing
 	s.closing = true
@@ -205,9 +226,9 @@ func (s *Snapshotter) Close() error {
 	}
 	s.cancel()
 	s.work.Wait()
-	err := errors.Join(s.ms.Close(), s.pack.Close())
+	err = errors.Join(s.ms.Close(), s.pack.Close())
 	if err == nil && s.resumed {
-		err = s.noteOrderly()
+		err = s.withReserve(s.noteOrderly)
 	}
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -48,8 +49,8 @@ func (s *sourceStream) Close() error { return errors.Join(s.layerStream.Close(),
 func (s *Snapshotter) openSource(ctx context.Context, id string, src source) (*sourceStream, error) {
 	blob, err := s.cfg.Content.Open(src.context(ctx), src.Blob)
 	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("contents of layer %s are needed again, and namespace %s no longer has its blob %s: fetch it with `ctr -n %s content fetch <reference of the image>`: %w",
-			id, src.Namespace, src.Blob.Digest, src.Namespace, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("contents of layer %s are needed again, and namespace %s no longer has its blob %s, %s: %w",
+			id, src.Namespace, src.Blob.Digest, s.howToFetch(ctx, src), errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open blob: %w", err)
@@ -59,6 +60,18 @@ func (s *Snapshotter) openSource(ctx context.Context, id string, src source) (*s
 		return nil, errors.Join(err, blob.Close())
 	}
 	return &sourceStream{stream, blob}, nil
+}
+
+// howToFetch says which images have the blob of a layer, and how to get it again.
+func (s *Snapshotter) howToFetch(ctx context.Context, src source) string {
+	names, err := s.cfg.Content.ImagesOf(src.context(ctx), src.Blob.Digest)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("of an image whose name is not known (%v): fetch it with `ctr -n %s content fetch <reference of the image>`", err, src.Namespace)
+	case len(names) == 0:
+		return "which no image there names any more: pull an image that has it, or remove the images on this layer and pull them again"
+	}
+	return fmt.Sprintf("of image %s: fetch it with `ctr -n %s content fetch %s`", strings.Join(names, ", "), src.Namespace, names[0])
 }
 
 // readSource returns a layer's source; os.ErrNotExist if it has none.

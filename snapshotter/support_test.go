@@ -60,6 +60,8 @@ type blobs struct {
 	mu       sync.Mutex
 	byDigest map[digest.Digest][]byte
 	opened   []digest.Digest
+	images   []string // what ImagesOf answers
+	noImages error
 }
 
 func newBlobs() *blobs { return &blobs{byDigest: map[digest.Digest][]byte{}} }
@@ -127,6 +129,20 @@ func (b *blobs) Kept(context.Context) (map[digest.Digest]bool, error) {
 		kept[d] = true
 	}
 	return kept, nil
+}
+
+// ImagesOf implements ContentSource.
+func (b *blobs) ImagesOf(context.Context, digest.Digest) ([]string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.images, b.noImages
+}
+
+// name says which images there are; each has every blob.
+func (b *blobs) name(err error, images ...string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.images, b.noImages = images, err
 }
 
 // ReaderAt implements content.Provider.

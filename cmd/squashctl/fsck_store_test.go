@@ -47,6 +47,8 @@ func (b blobs) Kept(context.Context) (map[digest.Digest]bool, error) {
 	return kept, nil
 }
 
+func (b blobs) ImagesOf(context.Context, digest.Digest) ([]string, error) { return nil, nil }
+
 // store is the real daemon, in this process, with one image of one layer that has the file /tool.
 type store struct {
 	service.Backend

@@ -3,9 +3,11 @@
 package flatten
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/squash-snapshotter/squash/internal/erofs"
 	"github.com/squash-snapshotter/squash/internal/layer"
@@ -19,6 +21,11 @@ const RootName = "fs"
 
 // packDevice is the pack's device number in flat images.
 const packDevice = 1
+
+// packAt is the block of an image's address space at which the pack begins;
+// compressed data has no other address. What lies below is the image itself:
+// 4 GiB.
+const packAt = 1 << 20
 
 // Stats counts what went into a flat image.
 type Stats struct {
@@ -54,12 +61,20 @@ func (t *Tree) write(ctx context.Context, w io.Writer, m *imager) (Stats, error)
 	}
 	var opts erofs.Options
 	if m.place != nil {
-		opts.Devices = []erofs.Device{{Tag: "pack", Blocks: end}}
+		device := erofs.Device{Tag: "pack", Blocks: end}
+		if m.compressed {
+			device.UnifiedAddr = packAt
+		}
+		opts.Devices = []erofs.Device{device}
 	}
 	if m.w, err = erofs.NewWriter(opts, erofs.Inode{Mode: unix.S_IFDIR | 0o755}); err != nil {
 		return Stats{}, fmt.Errorf("flat image: %w", err)
 	}
-	root, err := m.add(t.layers[0])
+	err = m.setPacked()
+	var root erofs.Ino
+	if err == nil {
+		root, err = m.add(t.layers[0])
+	}
 	if err == nil {
 		err = m.w.Link(erofs.RootIno, RootName, root)
 	}
@@ -81,19 +96,27 @@ type imager struct {
 	ctx    context.Context
 	w      *erofs.Writer
 	place  func(layer.Digest) (pack.Placement, error)
-	blocks map[layer.Digest]uint32 // first block of each content
-	shared map[*node]erofs.Ino     // inodes that may have more names
+	shared map[*node]erofs.Ino // inodes that may have more names
 	stats  Stats
+
+	compressed bool // some content is
+	// packed are the clusters of the packed inode, those that several contents
+	// share, as they lie in the pack; packedAt says where each begins in it.
+	packed   []erofs.Cluster
+	packedAt map[uint32]uint64 // by first block
+
+	clusters []erofs.Cluster // scratch
 }
 
+// locate looks every content up and returns the end of the last one.
 func (m *imager) locate(t *Tree) (end uint32, err error) {
+	m.packedAt = map[uint32]uint64{}
 	if m.place == nil {
 		return 0, nil
 	}
-	m.blocks = map[layer.Digest]uint32{}
 	t.Contents(func(d layer.Digest, size int64) {
 		m.stats.Contents++
-		if _, ok := m.blocks[d]; ok || err != nil {
+		if err != nil {
 			return
 		}
 		var p pack.Placement
@@ -105,10 +128,59 @@ func (m *imager) locate(t *Tree) (end uint32, err error) {
 			err = fmt.Errorf("flat image: content sha256:%x has %d bytes in the pack and %d in the TOC: %w", d[:], p.Size, size, layer.ErrDamaged)
 			return
 		}
-		m.blocks[d] = p.Block
+		m.compressed = m.compressed || p.Encoding != pack.EncodingPlain
+		if _, ok := m.packedAt[p.Block]; p.Encoding == pack.EncodingShared && !ok {
+			m.packedAt[p.Block] = 0
+			m.packed = append(m.packed, cluster(p.SharedCluster()))
+		}
 		end = max(end, uint32(p.End()))
 	})
+	slices.SortFunc(m.packed, func(a, b erofs.Cluster) int { return cmp.Compare(a.Block, b.Block) })
+	at := uint64(0)
+	for _, c := range m.packed {
+		m.packedAt[c.Block] = at
+		at += uint64(c.Length)
+	}
 	return end, err
+}
+
+func (m *imager) setPacked() error {
+	if len(m.packed) == 0 {
+		return nil
+	}
+	return m.w.SetPacked(packDevice, m.packed)
+}
+
+func cluster(c pack.Cluster) erofs.Cluster {
+	algorithm := erofs.Stored
+	switch c.Algorithm {
+	case pack.LZ4:
+		algorithm = erofs.LZ4
+	case pack.Zstd:
+		algorithm = erofs.Zstd
+	}
+	return erofs.Cluster{Algorithm: algorithm, Block: c.Block, Blocks: c.Blocks, Length: c.Length}
+}
+
+// content refers to the bytes of a regular file where the pack has them.
+func (m *imager) content(in *erofs.Inode, d layer.Digest) error {
+	p, err := m.place(d)
+	if err != nil {
+		return err
+	}
+	switch p.Encoding {
+	case pack.EncodingShared:
+		in.Packed, in.PackedAt = true, m.packedAt[p.Block]+uint64(p.Offset)
+	case pack.EncodingClusters:
+		in.Device, in.Clusters = packDevice, m.clusters[:0]
+		for c := range p.Clusters() {
+			in.Clusters = append(in.Clusters, cluster(c))
+		}
+		m.clusters = in.Clusters
+	default:
+		in.Extents = []erofs.Extent{{Device: packDevice, Block: p.Block, Length: in.Size}}
+	}
+	return nil
 }
 
 func (m *imager) directory(dir erofs.Ino, nodes []*node) error {
@@ -156,7 +228,9 @@ func (m *imager) add(n *node) (erofs.Ino, error) {
 		if n.size <= layer.InlineMax {
 			in.Inline = n.inline
 		} else {
-			in.Extents = []erofs.Extent{{Device: packDevice, Block: m.blocks[n.digest], Length: n.size}}
+			if err := m.content(&in, n.digest); err != nil {
+				return 0, err
+			}
 		}
 	}
 	ino, err := m.w.Add(in)

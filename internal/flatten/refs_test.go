@@ -10,23 +10,53 @@ import (
 	"math"
 	"slices"
 	"testing"
+
+	"github.com/squash-snapshotter/squash/internal/pack"
 )
 
 func encodeRefs(t testing.TB, blocks ...uint32) []byte {
 	t.Helper()
+	r := Refs{Blocks: blocks, ImageSize: 1 << 40, ImageSum: 0xfedcba98}
+	for i := range blocks {
+		r.Used = append(r.Used, uint32(i*1000))
+	}
+	return encode(t, r)
+}
+
+func encode(t testing.TB, r Refs) []byte {
+	t.Helper()
 	var b bytes.Buffer
-	if err := WriteRefs(&b, Refs{Blocks: blocks, ImageSize: 1 << 40, ImageSum: 0xfedcba98}); err != nil {
+	if err := WriteRefs(&b, r); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
 }
 
-func TestRefsComeBackSorted(t *testing.T) {
-	for _, blocks := range [][]uint32{nil, {0}, {math.MaxUint32}, {7, 0, math.MaxUint32, 300, 7}} {
+func TestRefsComeBack(t *testing.T) {
+	for _, blocks := range [][]uint32{nil, {0}, {math.MaxUint32}, {0, 7, 300, math.MaxUint32}} {
 		got, err := ReadRefs(bytes.NewReader(encodeRefs(t, blocks...)))
-		if want := slices.Sorted(slices.Values(blocks)); err != nil || !slices.Equal(got.Blocks, want) || got.ImageSize != 1<<40 || got.ImageSum != 0xfedcba98 {
-			t.Errorf("%+v, %v; want %v", got, err, want)
+		if err != nil || !slices.Equal(got.Blocks, blocks) || got.ImageSize != 1<<40 || got.ImageSum != 0xfedcba98 {
+			t.Errorf("%+v, %v; want %v", got, err, blocks)
 		}
+		for i, used := range got.Used {
+			if used != uint32(i*1000) {
+				t.Errorf("block %d: %d bytes used", i, used)
+			}
+		}
+	}
+}
+
+// What an image shows is noted once for each range of the pack, however many
+// contents lie in it.
+func TestRefsOfPlaces(t *testing.T) {
+	shared := func(block, offset uint32, size uint64) pack.Placement {
+		return pack.Placement{Block: block, Blocks: 2, Size: size, Encoding: pack.EncodingShared, Offset: offset}
+	}
+	r := NewRefs(slices.Values([]pack.Placement{
+		shared(70, 0, 1500), {Block: 9, Blocks: 1, Size: 4000}, shared(7, 9000, 2000), shared(70, 1500, 11), {Block: 100, Blocks: 3, Size: 12000, Encoding: pack.EncodingClusters},
+	}))
+	if !slices.Equal(r.Blocks, []uint32{7, 9, 70, 100}) || !slices.Equal(r.Used, []uint32{2000, 0, 1511, 0}) {
+		t.Errorf("%+v", r)
 	}
 }
 
@@ -72,7 +102,7 @@ func FuzzReadRefs(f *testing.F) {
 		if !slices.IsSorted(got.Blocks) {
 			t.Errorf("not sorted: %v", got)
 		}
-		if again, err := ReadRefs(bytes.NewReader(encodeRefs(t, got.Blocks...))); err != nil || !slices.Equal(again.Blocks, got.Blocks) {
+		if again, err := ReadRefs(bytes.NewReader(encode(t, got))); err != nil || !slices.Equal(again.Blocks, got.Blocks) || !slices.Equal(again.Used, got.Used) {
 			t.Errorf("%v comes back as %v, %v", got, again, err)
 		}
 	})

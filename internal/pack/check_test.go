@@ -4,6 +4,8 @@ package pack
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"io"
@@ -19,9 +21,9 @@ import (
 )
 
 // open opens a store that is checked at the end of the test.
-func open(t testing.TB, dir string) *Store {
+func open(t testing.TB, dir string, opts ...Option) *Store {
 	t.Helper()
-	s, err := Open(t.Context(), dir)
+	s, err := Open(t.Context(), dir, opts...)
 	if err != nil {
 		t.Fatalf("open: %v", err)
 	}
@@ -49,18 +51,38 @@ func check(t testing.TB, s *Store) {
 		}
 		covered.setRange(first, n)
 	}
-	live := contents(t, s)
 	var want Stats
-	for d, p := range live {
+	shared := map[uint32][]Placement{} // by first block
+	v := s.Verifier(nil)
+	defer v.Close()
+	for d, p := range contents(t, s) {
 		if err := p.check(); err != nil {
 			t.Errorf("check: content %x: %v", d[:4], err)
 		}
-		cover(p, uint64(p.Block), uint64(p.Blocks))
-		want.Contents, want.Bytes, want.Stored = want.Contents+1, want.Bytes+p.Size, want.Stored+uint64(p.Stored)*BlockSize
-		checkBytes(t, s, d, p)
+		if p.Encoding != EncodingShared || shared[p.Block] == nil {
+			cover(p, uint64(p.Block), uint64(p.Blocks))
+			want.Stored += uint64(p.Stored) * BlockSize
+		}
+		if p.Encoding == EncodingShared {
+			shared[p.Block] = append(shared[p.Block], p)
+		}
+		want.Contents, want.Bytes = want.Contents+1, want.Bytes+p.Size
+		if p.Encoding == EncodingPlain {
+			checkBytes(t, s, d, p)
+		} else if err := v.verify(context.Background(), d, p); err != nil { // at the end of a test, too
+			t.Errorf("check: %v", err)
+		}
+	}
+	for _, ps := range shared {
+		checkShared(t, ps)
 	}
 	for w := range s.writers {
+		pending := map[uint32]bool{} // shared clusters
 		for _, r := range w.pending {
+			if r.place.Encoding == EncodingShared && pending[r.place.Block] {
+				continue
+			}
+			pending[r.place.Block] = true
 			if w.seg.first <= uint64(r.place.Block) && r.place.End() <= w.seg.end {
 				continue // part of the open segment
 			}
@@ -100,6 +122,26 @@ func check(t testing.TB, s *Store) {
 	allocated := uint64(st.Sys().(*syscall.Stat_t).Blocks) * 512
 	if allocated+BlockSize < got.Stored || allocated > got.Stored+64<<10+got.Stored/100 {
 		t.Errorf("check: %d bytes stored, file has %d allocated", got.Stored, allocated)
+	}
+}
+
+// checkShared compares the contents that share a cluster: they agree about it,
+// and none reaches into another.
+func checkShared(t testing.TB, ps []Placement) {
+	t.Helper()
+	slices.SortFunc(ps, func(a, b Placement) int { return cmp.Compare(a.Offset, b.Offset) })
+	end := uint64(0)
+	for _, p := range ps {
+		if a, b := p.SharedCluster(), ps[0].SharedCluster(); a != b || p.members != ps[0].members || p.level != ps[0].level {
+			t.Errorf("check: %+v and %+v share a cluster", ps[0], p)
+		}
+		if uint64(p.Offset) < end {
+			t.Errorf("check: a content at %d in the cluster at block %d, the one before ends at %d", p.Offset, p.Block, end)
+		}
+		end = uint64(p.Offset) + p.Size
+	}
+	if len(ps) > int(ps[0].members) {
+		t.Errorf("check: %d contents in a cluster of %d", len(ps), ps[0].members)
 	}
 }
 
@@ -239,6 +281,52 @@ func wantOnly(t testing.TB, s *Store, want ...Digest) {
 	for d := range got {
 		t.Errorf("content %x is there and should not be", d[:4])
 	}
+}
+
+// wantLive is wantOnly where contents share clusters: others are there only in
+// the clusters of these.
+func wantLive(t testing.TB, s *Store, want ...Digest) {
+	t.Helper()
+	kept := map[uint32]bool{}
+	got := contents(t, s)
+	for _, d := range want {
+		p, err := s.Lookup(d)
+		if err != nil {
+			t.Errorf("content %x is missing: %v", d[:4], err)
+		} else if delete(got, d); p.Encoding == EncodingShared {
+			kept[p.Block] = true
+		}
+	}
+	for d, p := range got {
+		if p.Encoding != EncodingShared || !kept[p.Block] {
+			t.Errorf("content %x is there and should not be", d[:4])
+		}
+	}
+}
+
+// withMates adds to contents those that share a cluster with them.
+func withMates(t testing.TB, s *Store, ds []Digest) []Digest {
+	t.Helper()
+	kept := map[uint32]bool{}
+	for _, d := range ds {
+		if p, err := s.Lookup(d); err == nil && p.Encoding == EncodingShared {
+			kept[p.Block] = true
+		}
+	}
+	all := slices.Clone(ds)
+	for d, p := range contents(t, s) {
+		if p.Encoding == EncodingShared && kept[p.Block] && !slices.Contains(ds, d) {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
+// eachKind runs a test once with contents that are stored as they are and once
+// with contents that are compressed. fill yields n bytes of that kind.
+func eachKind(t *testing.T, f func(t *testing.T, fill func(seed uint64, n int) []byte, opts ...Option)) {
+	t.Run("plain", func(t *testing.T) { f(t, noise) })
+	t.Run("compressed", func(t *testing.T) { f(t, text, Compress(Zstd, 0, true)) })
 }
 
 func wantMissing(t testing.TB, s *Store, ds ...Digest) {

@@ -29,6 +29,7 @@ type indexFile struct {
 	durable bool // known to survive a power cut; guarded by Store.changing
 	mapped  []byte
 	records []byte // encoded, within mapped
+	aux     []byte // auxiliary area, within mapped
 }
 
 func indexName(g span) string { return fmt.Sprintf("%08x-%08x.%d", g.first, g.last, g.revision) }
@@ -62,7 +63,7 @@ func openIndexFile(path string) (_ *indexFile, err error) {
 			x.close()
 		}
 	}()
-	if x.span, x.records, err = parseIndex(m); err != nil {
+	if x.span, x.records, x.aux, err = parseIndex(m); err != nil {
 		return nil, fmt.Errorf("index %s: %w", path, err)
 	}
 	if g, ok := parseIndexName(filepath.Base(path)); !ok || g != x.span {
@@ -76,6 +77,12 @@ func (x *indexFile) close() { unix.Munmap(x.mapped) }
 func (x *indexFile) len() int { return len(x.records) / recordSize }
 
 func (x *indexFile) at(i int) []byte { return x.records[i*recordSize:][:recordSize] }
+
+// placement decodes a record of the file, which was checked when it was opened.
+func (x *indexFile) placement(r []byte) Placement {
+	p, _ := decodePlacement(r, x.aux)
+	return p
+}
 
 // find searches by interpolation: digests are spread evenly, so the first
 // guess is a few records off, whatever the size of the file. Digests that were
@@ -95,7 +102,7 @@ func (x *indexFile) find(d *Digest) (Placement, bool) {
 		r := x.at(mid)
 		switch c := bytes.Compare(r[:DigestSize], d[:]); {
 		case c == 0:
-			return decodePlacement(r), true
+			return x.placement(r), true
 		case c < 0:
 			lo, lowKey = mid+1, binary.BigEndian.Uint64(r)
 		default:
@@ -110,7 +117,7 @@ func (x *indexFile) all() iter.Seq[record] {
 	return func(yield func(record) bool) {
 		for i := range x.len() {
 			r := x.at(i)
-			if !yield(record{Digest(r[:DigestSize]), decodePlacement(r)}) {
+			if !yield(record{Digest(r[:DigestSize]), x.placement(r)}) {
 				return
 			}
 		}
@@ -177,6 +184,26 @@ func loadIndex(ctx context.Context, dir string) (files []*indexFile, whole bool,
 
 const tmpSuffix = ".tmp"
 
+// removeReplaced removes the files that g replaces, which are there only if
+// their removal failed when they were replaced. Without g they would count
+// again.
+func removeReplaced(dir string, g span) error {
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("pack: %w", err)
+	}
+	for _, e := range names {
+		if o, ok := parseIndexName(e.Name()); !ok || o == g || !g.replaces(o) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("pack: remove replaced index file: %w", err)
+		}
+		failpoint.Hit("index.remove")
+	}
+	return nil
+}
+
 // publishIndex writes sorted records as a new index file and opens it.
 func publishIndex(dir string, g span, records []record, sync bool) (_ *indexFile, err error) {
 	path := filepath.Join(dir, indexName(g))
@@ -237,13 +264,14 @@ func syncDir(dir string) error {
 
 // mergeRecords puts the records of files (oldest first) into one sorted list
 // without those that drop refuses. A digest that stands in several files is
-// kept once; they agree on its placement, for nobody stores a content twice.
-func mergeRecords(files []*indexFile, drop func(record) bool) []record {
+// kept once. False: it has several places, because it was moved and its old
+// blocks are not free yet; no record of a place may be lost then.
+func mergeRecords(files []*indexFile, drop func(record) bool) (merged []record, ok bool) {
 	n := 0
 	for _, x := range files {
 		n += x.len()
 	}
-	merged := make([]record, 0, n)
+	merged = make([]record, 0, n)
 	for _, x := range files {
 		for r := range x.all() {
 			if drop == nil || !drop(r) {
@@ -252,7 +280,17 @@ func mergeRecords(files []*indexFile, drop func(record) bool) []record {
 		}
 	}
 	slices.SortFunc(merged, compareRecords)
-	return slices.CompactFunc(merged, func(a, b record) bool { return a.digest == b.digest })
+	ok = true
+	merged = slices.CompactFunc(merged, func(a, b record) bool {
+		ok = ok && (a.digest != b.digest || a.place == b.place)
+		return a.digest == b.digest
+	})
+	return merged, ok
 }
 
 func compareRecords(a, b record) int { return bytes.Compare(a.digest[:], b.digest[:]) }
+
+// comparePlaces orders records as their contents lie in the pack.
+func comparePlaces(a, b record) int {
+	return cmp.Or(cmp.Compare(a.place.Block, b.place.Block), cmp.Compare(a.place.Offset, b.place.Offset))
+}

@@ -30,6 +30,39 @@ func sampleRecords(n int) []record {
 	return rs
 }
 
+// encodedRecords returns records of every encoding: see the
+// constants below.
+func encodedRecords() []record {
+	place := []Placement{
+		{Size: 5000, Block: 1, Blocks: 2, Stored: 2},
+		// One input; several: compressed, zeros, as it is, compressed; its last
+		// block is the cluster of zeros.
+		{Size: 40_000, Block: 3, Blocks: 4, Stored: 4, Encoding: EncodingClusters, Algorithm: LZ4, bits: 17},
+		{Size: 3*ClusterSize + 5000, Block: 7, Blocks: 37, Stored: 37, Encoding: EncodingClusters, Algorithm: Zstd, level: 3, bits: 17, inputs: "\x02\x00\xa0\x82"},
+		{Size: ClusterSize + 1, Block: 44, Blocks: 32, Stored: 32, Encoding: EncodingClusters, Algorithm: LZ4, level: 9, bits: 17, inputs: "\x1f\x81"},
+		{Size: 1025, Block: 76, Blocks: 3, Stored: 3, Encoding: EncodingShared, Algorithm: Zstd, level: 3, Offset: 0, decoded: 8, members: 3},
+		{Size: 30_000, Block: 76, Blocks: 3, Stored: 3, Encoding: EncodingShared, Algorithm: Zstd, level: 3, Offset: 1025, decoded: 8, members: 3},
+		{Size: 1500, Block: 79, Blocks: 1, Stored: 1, Encoding: EncodingShared, Offset: 2000, decoded: 1, members: 2},
+	}
+	rs := make([]record, len(place))
+	for i, p := range place {
+		rs[i] = record{Digest{byte(0x20 * (i + 1)), 31: byte(i)}, p}
+	}
+	return rs
+}
+
+// Places of encodedRecords in the file.
+const (
+	plainRecord = headerSize + iota*recordSize
+	oneInputRecord
+	inputsRecord
+	lz4InputsRecord
+	sharedRecord
+	lastSharedRecord
+	storedSharedRecord
+	inputsOfRecords
+)
+
 func encodeIndex(t testing.TB, g span, rs []record) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -92,15 +125,109 @@ func oddIndexes(t testing.TB) map[string]struct {
 	add("placement-stores-too-much", false, func(b []byte) []byte { le.PutUint32(b[headerSize+48:], 2); return reseal(b) })
 	add("reserved-bytes", false, func(b []byte) []byte { b[headerSize+53] = 1; return reseal(b) })
 	add("auxiliary-offset", false, func(b []byte) []byte { b[headerSize+56] = 1; return reseal(b) })
+
+	// Odd records of the encodings that are not plain.
+	addRecord := func(name string, newer bool, change func(b []byte)) {
+		b := encodeIndex(t, span{1, 2, 3}, encodedRecords())
+		change(b)
+		odd[name] = struct {
+			file  []byte
+			newer bool
+		}{reseal(b), newer}
+	}
+	set8 := func(at int, v byte) func([]byte) { return func(b []byte) { b[at] = v } }
+	set16 := func(at int, v uint16) func([]byte) { return func(b []byte) { le.PutUint16(b[at:], v) } }
+	set32 := func(at int, v uint32) func([]byte) { return func(b []byte) { le.PutUint32(b[at:], v) } }
+	set64 := func(at int, v uint64) func([]byte) { return func(b []byte) { le.PutUint64(b[at:], v) } }
+	addRecord("plain-with-bits", false, set8(plainRecord+54, clusterBits))
+	addRecord("plain-with-level", false, set8(plainRecord+55, 3))
+	addRecord("plain-with-inputs", false, set64(plainRecord+56, 1))
+	addRecord("plain-and-compressed", false, set8(plainRecord+53, byte(LZ4)))
+	addRecord("clusters-not-compressed", false, set8(oneInputRecord+53, byte(Stored)))
+	addRecord("clusters-of-nothing", false, set64(oneInputRecord+32, 0))
+	addRecord("clusters-in-no-blocks", false, func(b []byte) { le.PutUint64(b[oneInputRecord+44:], 0) })
+	addRecord("clusters-stored-in-more-than-their-blocks", false, set32(oneInputRecord+48, 5))
+	addRecord("input-smaller-than-a-block", false, set8(oneInputRecord+54, blockBits-1))
+	addRecord("input-larger-than-a-cluster", false, set8(oneInputRecord+54, clusterBits+1))
+	addRecord("one-input-with-an-offset", false, set64(oneInputRecord+56, 1))
+	addRecord("one-input-that-does-not-shrink", false, func(b []byte) {
+		le.PutUint64(b[oneInputRecord+44:], 10<<32|10)
+	})
+	addRecord("a-block-of-input-in-many", false, set64(oneInputRecord+32, 4096))
+	addRecord("inputs-behind-the-area", false, set64(inputsRecord+56, 7))
+	addRecord("inputs-cut-by-the-area", false, set64(lz4InputsRecord+56, 5))
+	addRecord("inputs-far-away", false, set64(inputsRecord+56, 1<<64-2))
+	addRecord("inputs-of-two", false, func(b []byte) { // the last input of one is the first of the other
+		b[inputsOfRecords+3], b[inputsOfRecords+4] = 0x1f, 0x81
+		le.PutUint64(b[lz4InputsRecord+56:], 3)
+		le.PutUint64(b[inputsRecord+44:], 66<<32|66)
+		le.PutUint64(b[inputsRecord+32:], 4*ClusterSize)
+		le.PutUint32(b[lz4InputsRecord+40:], 80)
+	})
+	addRecord("more-inputs-than-there-are", false, set64(inputsRecord+32, 1<<63))
+	addRecord("inputs-of-no-record", false, func(b []byte) { // a plain content in place of the last one with inputs
+		copy(b[lz4InputsRecord+32:][:32], b[plainRecord+32:][:32])
+		le.PutUint32(b[lz4InputsRecord+40:], 44)
+	})
+	addRecord("clusters-end-before-their-blocks", false, set32(inputsRecord+44, 38))
+	addRecord("clusters-end-behind-their-blocks", false, func(b []byte) { le.PutUint64(b[inputsRecord+44:], 36<<32|36) })
+	addRecord("no-cluster-of-zeros", false, func(b []byte) { // 2+32+2 blocks and no more
+		b[inputsOfRecords+1] = 0x81
+	})
+	addRecord("a-part-of-an-input-is-zeros", false, func(b []byte) {
+		b[inputsOfRecords+3] = inputZeros
+		le.PutUint64(b[inputsRecord+44:], 35<<32|35)
+	})
+	addRecord("input-stored-in-fewer-blocks", false, func(b []byte) {
+		b[inputsOfRecords+2] = inputStored | 31
+		le.PutUint64(b[inputsRecord+44:], 36<<32|36)
+	})
+	addRecord("input-stored-in-no-blocks", false, func(b []byte) {
+		b[inputsOfRecords+2] = inputStored
+		le.PutUint64(b[inputsRecord+44:], 5<<32|5)
+	})
+	addRecord("input-in-as-many-blocks", false, func(b []byte) {
+		b[inputsOfRecords] = 32
+		le.PutUint64(b[inputsRecord+44:], 67<<32|67)
+	})
+	addRecord("shared-with-bits", false, set8(sharedRecord+54, clusterBits))
+	addRecord("shared-stored-with-level", false, set8(storedSharedRecord+55, 3))
+	addRecord("shared-by-nobody", false, set16(sharedRecord+62, 0))
+	addRecord("shared-cluster-of-nothing", false, func(b []byte) {
+		le.PutUint64(b[sharedRecord+32:], 0)
+		le.PutUint16(b[sharedRecord+60:], 0)
+	})
+	addRecord("shared-cluster-too-large", false, set16(sharedRecord+60, ClusterSize/BlockSize+1))
+	addRecord("shared-behind-the-cluster", false, set32(lastSharedRecord+56, 2769))
+	addRecord("shared-larger-than-the-cluster", false, set64(sharedRecord+32, 8*BlockSize+1))
+	addRecord("shared-size-overflow", false, set64(lastSharedRecord+32, 1<<64-1))
+	addRecord("shared-in-no-blocks", false, func(b []byte) { le.PutUint64(b[sharedRecord+44:], 0) })
+	addRecord("shared-that-does-not-shrink", false, func(b []byte) { le.PutUint64(b[sharedRecord+44:], 8<<32|8) })
+	addRecord("shared-stored-in-fewer-blocks", false, func(b []byte) {
+		le.PutUint16(b[storedSharedRecord+60:], 2)
+	})
+	addRecord("shared-block-in-many", false, func(b []byte) { // LZ4 in more blocks than a cluster has
+		b[storedSharedRecord+53] = byte(LZ4)
+		le.PutUint64(b[storedSharedRecord+44:], 1000<<32|1000)
+	})
+	addRecord("shared-behind-the-end", false, set32(sharedRecord+40, 1<<32-1))
+	addRecord("feature-not-said", false, set32(24, 0))
+	addRecord("newer-algorithm", true, set8(inputsRecord+53, byte(Zstd)+1))
+	addRecord("newer-algorithm-shared", true, set8(sharedRecord+53, byte(Zstd)+1))
+	add("feature-not-used", false, func(b []byte) []byte { le.PutUint32(b[24:], featureClusters); return reseal(b) })
+
 	add("newer-version", true, func(b []byte) []byte { le.PutUint32(b[8:], 2); return reseal(b) })
 	add("newer-feature", true, func(b []byte) []byte { le.PutUint32(b[24:], 1<<31); return reseal(b) })
-	add("newer-encoding", true, func(b []byte) []byte { b[headerSize+52] = 1; return reseal(b) })
+	add("newer-encoding", true, func(b []byte) []byte { b[headerSize+52] = 3; return reseal(b) })
 	return odd
 }
 
 func TestOddIndexFilesAreRefused(t *testing.T) {
+	if _, records, aux, err := parseIndex(encodeIndex(t, span{1, 2, 3}, encodedRecords())); err != nil || len(aux) != 6 || headerSize+len(records) != inputsOfRecords {
+		t.Fatalf("%d bytes of records, %d of inputs, error %v: the file that odd ones are made of is odd itself", len(records), len(aux), err)
+	}
 	for name, odd := range oddIndexes(t) {
-		_, _, err := parseIndex(odd.file)
+		_, _, _, err := parseIndex(odd.file)
 		if err == nil || errors.Is(err, errDamaged) == odd.newer {
 			t.Errorf("%s: error %v, newer: %t", name, err, odd.newer)
 		}
@@ -108,33 +235,42 @@ func TestOddIndexFilesAreRefused(t *testing.T) {
 }
 
 func TestEveryFlippedBitOfAnIndexIsFound(t *testing.T) {
-	b := encodeIndex(t, span{1, 2, 3}, sampleRecords(4))
-	if _, _, err := parseIndex(b); err != nil {
-		t.Fatal(err)
-	}
-	for i := range len(b) * 8 {
-		b[i/8] ^= 1 << (i % 8)
-		if _, _, err := parseIndex(b); !errors.Is(err, errDamaged) {
-			t.Errorf("byte %d, bit %d: error %v", i/8, i%8, err)
+	for _, rs := range [][]record{sampleRecords(4), encodedRecords()} {
+		b := encodeIndex(t, span{1, 2, 3}, rs)
+		if _, _, _, err := parseIndex(b); err != nil {
+			t.Fatal(err)
 		}
-		b[i/8] ^= 1 << (i % 8)
+		for i := range len(b) * 8 {
+			b[i/8] ^= 1 << (i % 8)
+			if _, _, _, err := parseIndex(b); !errors.Is(err, errDamaged) {
+				t.Errorf("byte %d, bit %d: error %v", i/8, i%8, err)
+			}
+			b[i/8] ^= 1 << (i % 8)
+		}
 	}
 }
 
 // The format: these bytes may only change together with indexVersion.
 func TestIndexBytes(t *testing.T) {
-	b := encodeIndex(t, span{1, 2, 3}, []record{
-		{Digest{0x11, 31: 0x22}, Placement{Block: 0x01020304, Blocks: 0x111, Stored: 0x110, Size: 0x110fff}},
-		{Digest{0x33}, Placement{Block: maxBlocks - 1, Blocks: 1, Stored: 1, Size: 1}},
-	})
-	got := strings.Join(slices.Collect(func(yield func(string) bool) {
-		for c := range slices.Chunk(b, 32) {
-			yield(hex.EncodeToString(c))
+	for _, c := range []struct {
+		records []record
+		want    string
+	}{
+		{[]record{
+			{Digest{0x11, 31: 0x22}, Placement{Block: 0x01020304, Blocks: 0x111, Stored: 0x110, Size: 0x110fff}},
+			{Digest{0x33}, Placement{Block: maxBlocks - 1, Blocks: 1, Stored: 1, Size: 1}},
+		}, wantIndexBytes},
+		{encodedRecords(), wantEncodedBytes},
+	} {
+		b := encodeIndex(t, span{1, 2, 3}, c.records)
+		got := strings.Join(slices.Collect(func(yield func(string) bool) {
+			for c := range slices.Chunk(b, 32) {
+				yield(hex.EncodeToString(c))
+			}
+		}), "\n")
+		if want := strings.TrimSpace(c.want); got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
 		}
-	}), "\n")
-	want := strings.TrimSpace(wantIndexBytes)
-	if got != want {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
 
@@ -147,6 +283,26 @@ ff0f110000000000040302011101000010010000000000000000000000000000
 0100000000000000fdffffff0100000001000000000000000000000000000000
 `
 
+const wantEncodedBytes = `
+53515348494e4458010000004000000007000000000000000100000003000000
+010000000000000002000000000000000600000000000000608b0596be0c26d4
+2000000000000000000000000000000000000000000000000000000000000000
+8813000000000000010000000200000002000000000000000000000000000000
+4000000000000000000000000000000000000000000000000000000000000001
+409c000000000000030000000400000004000000010111000000000000000000
+6000000000000000000000000000000000000000000000000000000000000002
+8813060000000000070000002500000025000000010211030000000000000000
+8000000000000000000000000000000000000000000000000000000000000003
+01000200000000002c0000002000000020000000010111090400000000000000
+a000000000000000000000000000000000000000000000000000000000000004
+01040000000000004c0000000300000003000000020200030000000008000300
+c000000000000000000000000000000000000000000000000000000000000005
+30750000000000004c0000000300000003000000020200030104000008000300
+e000000000000000000000000000000000000000000000000000000000000006
+dc050000000000004f000000010000000100000002000000d007000001000200
+0200a0821f81
+`
+
 func TestFindInIndexesOfEveryShape(t *testing.T) {
 	even := sampleRecords(5000)
 	clustered := slices.Clone(even) // all but a few share their first 8 bytes
@@ -157,13 +313,13 @@ func TestFindInIndexesOfEveryShape(t *testing.T) {
 	}
 	slices.SortFunc(clustered, compareRecords)
 	extreme := []record{{digest: Digest{}}, {digest: Digest(bytes.Repeat([]byte{0xff}, 32))}}
-	for name, rs := range map[string][]record{"none": nil, "one": even[:1], "two": extreme, "nine": even[:9], "evenly spread": even, "clustered": clustered} {
+	for name, rs := range map[string][]record{"none": nil, "one": even[:1], "two": extreme, "nine": even[:9], "encoded": encodedRecords(), "evenly spread": even, "clustered": clustered} {
 		t.Run(name, func(t *testing.T) {
-			_, b, err := parseIndex(encodeIndex(t, span{}, rs))
+			_, b, aux, err := parseIndex(encodeIndex(t, span{}, rs))
 			if err != nil {
 				t.Fatal(err)
 			}
-			x := &indexFile{records: b}
+			x := &indexFile{records: b, aux: aux}
 			for _, r := range rs {
 				if p, ok := x.find(&r.digest); !ok || p != r.place {
 					t.Fatalf("%x: %+v, %t; want %+v", r.digest[:9], p, ok, r.place)

@@ -85,6 +85,38 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// A sweep of a full disk begins where it needs no room, and so makes some.
+func TestSweepOfAFullDisk(t *testing.T) {
+	dir := smallDisk(t)
+	s := open(t, dir)
+	var many [][]byte
+	for i := range 500 {
+		many = append(many, noise(uint64(1000+i), 10))
+	}
+	first := store(t, s, many...)
+	store(t, s, noise(1, 100_000))
+	fill(t, dir, 0)
+	if st, want := sweepAllBut(t, s, first[1:]...), (SweepStats{2, (1 + blocksOf(100_000)) * BlockSize}); st != want {
+		t.Errorf("swept %+v, want %+v", st, want)
+	}
+	wantOnly(t, s, first[1:]...)
+
+	unix.Unlink(dir + "/ballast")
+	fill(t, dir, 0)
+	m := beginMark(t, s)
+	for _, d := range first[2:] {
+		m.Keep(d)
+	}
+	if _, err := m.Sweep(); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("error %v, want ENOSPC", err)
+	}
+	wantOnly(t, s, first[1:]...)
+	check(t, s)
+	unix.Unlink(dir + "/ballast")
+	sweepAllBut(t, s, first[2:]...)
+	wantOnly(t, s, first[2:]...)
+}
+
 // fill leaves at most n bytes free.
 func fill(t *testing.T, dir string, n uint64) {
 	t.Helper()

@@ -40,6 +40,11 @@ type Store struct {
 	dir  string
 	file *os.File
 
+	codec       *codec // nil: contents are stored as they are
+	share       bool   // small contents share clusters
+	compressors *compressors
+	large       sizeSet // of the contents above smallContent that there are or were
+
 	// changing is held while the list of index files is being replaced:
 	// publications, merges and sweeps happen one after the other.
 	changing sync.Mutex
@@ -71,7 +76,10 @@ func Open(ctx context.Context, dir string, opts ...Option) (_ *Store, err error)
 	for _, opt := range opts {
 		opt(&o)
 	}
-	s := &Store{dir: dir, writers: map[*Writer]bool{}}
+	s := &Store{dir: dir, share: o.share, writers: map[*Writer]bool{}, compressors: newCompressors()}
+	if s.codec, err = newCodec(o.algorithm, o.level); err != nil {
+		return nil, fmt.Errorf("pack: compression: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
 	if err := os.MkdirAll(s.indexDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("pack: %w", err)
 	}
@@ -101,6 +109,9 @@ func Open(ctx context.Context, dir string, opts ...Option) (_ *Store, err error)
 				continue
 			}
 			begins.setRange(uint64(r.place.Block), 1)
+			if r.place.Size > smallContent {
+				s.large.add(r.place.Size)
+			}
 		}
 		s.next = max(s.next, x.last+1)
 	}
@@ -150,6 +161,9 @@ func Open(ctx context.Context, dir string, opts ...Option) (_ *Store, err error)
 type Option func(*options)
 
 type options struct {
+	algorithm Algorithm
+	level     int
+	share     bool
 	referrers func(begins func(block uint32) bool) (sound bool, err error)
 }
 
@@ -159,6 +173,35 @@ type options struct {
 // begins at a block. If so (sound), damaged index files can be given up. If not, no block is ever taken back.
 func Referrers(ask func(begins func(block uint32) bool) (sound bool, err error)) Option {
 	return func(o *options) { o.referrers = ask }
+}
+
+// Compress has contents compressed that are stored from now on, small ones
+// together if share is set. Level 0 is the algorithm's default; a level that the
+// algorithm does not have is an ErrInvalidArgument of Open. What is in the pack
+// may be compressed in any way.
+func Compress(a Algorithm, level int, share bool) Option {
+	return func(o *options) { o.algorithm, o.level, o.share = a, level, share }
+}
+
+// sizeSet is a set of sizes in bytes.
+type sizeSet struct {
+	mu  sync.Mutex
+	set map[uint64]bool
+}
+
+func (s *sizeSet) add(n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.set == nil {
+		s.set = map[uint64]bool{}
+	}
+	s.set[n] = true
+}
+
+func (s *sizeSet) has(n uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.set[n]
 }
 
 // discardDamaged removes the index files that could not be read.
@@ -317,10 +360,17 @@ func (s *Store) Stats() Stats {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	st := Stats{Size: s.size * BlockSize}
+	var counted blockSet
 	for _, x := range s.files {
 		for r := range x.all() {
 			st.Contents++
 			st.Bytes += r.place.Size
+			if r.place.Encoding == EncodingShared {
+				if counted.has(uint64(r.place.Block)) {
+					continue
+				}
+				counted.setRange(uint64(r.place.Block), 1)
+			}
 			st.Stored += uint64(r.place.Stored) * BlockSize
 		}
 	}

@@ -39,6 +39,13 @@ func (s *blockSet) clearRange(first, n uint64) {
 	s.eachWord(first, end-1, func(w *uint64, mask uint64) { *w &^= mask })
 }
 
+// remove removes the members of another set.
+func (s *blockSet) remove(o blockSet) {
+	for i := range min(len(s.words), len(o.words)) {
+		s.words[i] &^= o.words[i]
+	}
+}
+
 // eachWord calls f for the words that hold first..last, with the bits meant.
 func (s *blockSet) eachWord(first, last uint64, f func(w *uint64, mask uint64)) {
 	for i := first / 64; i <= last/64; i++ {
@@ -106,6 +113,19 @@ func (s *blockSet) gaps(limit uint64) iter.Seq2[uint64, uint64] {
 				return
 			}
 			at = end
+		}
+	}
+}
+
+// runs yields the ranges of members, lowest first.
+func (s *blockSet) runs() iter.Seq2[uint64, uint64] {
+	return func(yield func(first, n uint64) bool) {
+		for first, ok := s.next(0, true); ok; {
+			end, _ := s.next(first, false)
+			if !yield(first, end-first) {
+				return
+			}
+			first, ok = s.next(end, true)
 		}
 	}
 }

@@ -182,6 +182,7 @@ func TestAddressesAreUsedUp(t *testing.T) {
 func FuzzParseIndex(f *testing.F) {
 	f.Add(encodeIndex(f, span{}, nil))
 	f.Add(encodeIndex(f, span{1, 2, 3}, sampleRecords(20)))
+	f.Add(encodeIndex(f, span{1, 2, 3}, encodedRecords()))
 	for _, odd := range oddIndexes(f) {
 		f.Add(odd.file)
 	}
@@ -194,11 +195,11 @@ func FuzzParseIndex(f *testing.F) {
 				}
 				b = reseal(slices.Clone(b))
 			}
-			g, body, err := parseIndex(b)
+			g, body, aux, err := parseIndex(b)
 			if err != nil {
 				continue
 			}
-			x := &indexFile{records: body}
+			x := &indexFile{records: body, aux: aux}
 			again := encodeIndex(t, g, slices.Collect(x.all()))
 			if !slices.Equal(again, b) {
 				t.Errorf("accepted, but encoded again it is\n%x\nnot\n%x", again, b)

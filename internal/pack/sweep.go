@@ -3,6 +3,7 @@
 package pack
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"sync"
@@ -39,8 +40,12 @@ func (s *Store) merge() error {
 	from := len(s.files) - n
 	old := s.files[from:]
 	g := span{first: old[0].first, last: old[len(old)-1].last}
+	records, ok := mergeRecords(old, nil)
+	if !ok {
+		return nil // the next sweep makes it so
+	}
 	// Durable before the old ones go, for some of them may be.
-	x, err := publishIndex(s.indexDir(), g, mergeRecords(old, nil), true)
+	x, err := publishIndex(s.indexDir(), g, records, true)
 	if err != nil {
 		return err
 	}
@@ -78,12 +83,14 @@ func (s *Store) BeginMark() (*Mark, error) {
 	return s.mark, nil
 }
 
-// Keep tells the mark that a content is referred to. Contents that the pack
-// does not have are passed over.
-func (m *Mark) Keep(d Digest) {
-	if p, err := m.s.Lookup(d); err == nil {
+// Keep tells the mark that a content is referred to, and says where it is.
+// Contents that the pack does not have are passed over.
+func (m *Mark) Keep(d Digest) (Placement, bool) {
+	p, err := m.s.Lookup(d)
+	if err == nil {
 		m.keepBlock(uint64(p.Block))
 	}
+	return p, err == nil
 }
 
 // KeepBlock is Keep for the content whose placement begins at a block.
@@ -95,12 +102,6 @@ func (m *Mark) keepBlock(block uint64) {
 	m.live.setRange(block, 1)
 }
 
-func (m *Mark) isLive(r record) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.live.has(uint64(r.place.Block))
-}
-
 // Cancel ends the mark without freeing anything.
 func (m *Mark) Cancel() {
 	m.s.mu.Lock()
@@ -110,9 +111,7 @@ func (m *Mark) Cancel() {
 	}
 }
 
-// Sweep frees what the mark did not meet: first it is cut from the index,
-// then its blocks are punched out. A crash in between leaves blocks that no
-// placement covers, which Open takes back.
+// Sweep frees what the mark did not meet.
 //
 // ErrFailedPrecondition: an index file is damaged, so that it is not known
 // which blocks are in use; or the mark has ended already.
@@ -127,29 +126,11 @@ func (m *Mark) Sweep() (SweepStats, error) {
 	if !s.whole {
 		return SweepStats{}, fmt.Errorf("pack: an index file is damaged or missing, so it is not known which blocks are in use, and nothing is freed: %w", errdefs.ErrFailedPrecondition)
 	}
-	files, dead, err := m.cut()
-	if err != nil || len(dead) == 0 {
-		return SweepStats{}, err
+	judged := 0
+	for judged < len(s.files) && s.files[judged].last < m.last {
+		judged++
 	}
-	if err := s.replaceFiles(files); err != nil {
-		return SweepStats{}, err
-	}
-	var st SweepStats
-	for _, r := range dead {
-		st.Contents++
-		st.Bytes += uint64(r.place.Stored) * BlockSize
-	}
-	for from, end := range runs(dead) {
-		s.mu.Lock()
-		err := s.giveBack(from, end, end)
-		s.mu.Unlock()
-		if err != nil {
-			return SweepStats{}, err
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return st, s.fit()
+	return s.free(s.files[:judged], m.condemn(s.files[:judged]))
 }
 
 func (m *Mark) open() bool {
@@ -158,49 +139,111 @@ func (m *Mark) open() bool {
 	return m.s.mark == m
 }
 
-// cut writes the judged index files again as one, without the dead records. It
-// returns the new list of files and what is dead. s.changing is held.
-func (m *Mark) cut() (files []*indexFile, dead []record, err error) {
-	s := m.s
-	judged := 0
-	for judged < len(s.files) && s.files[judged].last < m.last {
-		judged++
-	}
-	old := s.files[:judged]
-	for _, x := range old {
+// condemn decides which contents of the files are dead, those that neither the
+// mark has met nor an open writer relies on, and closes them to writers in the
+// same step.
+func (m *Mark) condemn(files []*indexFile) (dead blockSet) {
+	for _, x := range files {
 		for r := range x.all() {
-			if !m.isLive(r) {
-				dead = append(dead, r)
-			}
+			dead.setRange(uint64(r.place.Block), 1)
 		}
 	}
-	if dead = m.condemn(dead); len(dead) == 0 {
-		return nil, nil, nil
-	}
-	keep := mergeRecords(old, func(r record) bool { return s.condemned.has(uint64(r.place.Block)) })
-	g := span{first: old[0].first, last: old[judged-1].last}
-	if judged == 1 {
-		g.revision = old[0].revision + 1
-	}
-	x, err := publishIndex(s.indexDir(), g, keep, true)
-	if err != nil {
-		return nil, nil, err
-	}
-	return append([]*indexFile{x}, s.files[judged:]...), dead, nil
-}
-
-// condemn takes what open writers rely on out of the list of the dead and
-// closes the rest to them, in one step.
-func (m *Mark) condemn(dead []record) []record {
 	s := m.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for w := range s.writers {
 		w.pins(m.keepBlock)
 	}
-	dead = slices.DeleteFunc(dead, m.isLive)
-	for _, r := range dead {
-		s.condemned.setRange(uint64(r.place.Block), 1)
-	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	dead.remove(m.live)
+	s.condemned = dead
 	return dead
+}
+
+// free takes the contents that begin at dead blocks out of the files and gives
+// their blocks back, one file after the other: a crash or a full disk in
+// between has freed some contents and not others. The files of which the least
+// stays come first, for they need the least room and may make some for the
+// next. s.changing is held.
+func (s *Store) free(files []*indexFile, dead blockSet) (SweepStats, error) {
+	keeps := map[*indexFile]int{}
+	for _, x := range files {
+		for r := range x.all() {
+			if !dead.has(uint64(r.place.Block)) {
+				keeps[x]++
+			}
+		}
+	}
+	var sum SweepStats
+	touched := slices.DeleteFunc(slices.Clone(files), func(x *indexFile) bool { return keeps[x] == x.len() })
+	slices.SortFunc(touched, func(a, b *indexFile) int { return cmp.Compare(keeps[a], keeps[b]) })
+	for _, x := range touched {
+		st, err := s.cut(x, dead)
+		if err != nil {
+			return sum, err
+		}
+		sum.Contents, sum.Bytes = sum.Contents+st.Contents, sum.Bytes+st.Bytes
+	}
+	if len(touched) == 0 {
+		return sum, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return sum, s.fit()
+}
+
+// cut frees what is dead in one index file. First the index forgets it, by the
+// file's next revision or, if nothing stays, by its removal; then the blocks
+// are punched out. A crash in between leaves blocks that no placement covers,
+// which Open takes back.
+func (s *Store) cut(x *indexFile, dead blockSet) (SweepStats, error) {
+	var st SweepStats
+	var freed blockSet
+	keep, _ := mergeRecords([]*indexFile{x}, func(r record) bool {
+		block := uint64(r.place.Block)
+		if !dead.has(block) {
+			return false
+		}
+		st.Contents++
+		if !freed.has(block) { // several contents can lie in the same blocks
+			st.Bytes += uint64(r.place.Stored) * BlockSize
+			freed.setRange(block, uint64(r.place.Blocks))
+		}
+		return true
+	})
+	at := slices.Index(s.files, x)
+	files := slices.Concat(s.files[:at], s.files[at+1:])
+	if len(keep) > 0 {
+		g := x.span
+		g.revision++
+		y, err := publishIndex(s.indexDir(), g, keep, true)
+		if err != nil {
+			return SweepStats{}, err
+		}
+		files = slices.Insert(files, at, y)
+	} else if err := removeReplaced(s.indexDir(), x.span); err != nil {
+		return SweepStats{}, err
+	}
+	if err := s.replaceFiles(files); err != nil {
+		return SweepStats{}, err
+	}
+	if len(keep) == 0 {
+		// No later revision says so: the file must not come back with blocks
+		// that have become others'.
+		if err := syncDir(s.indexDir()); err != nil {
+			return SweepStats{}, err
+		}
+	}
+	if !s.whole {
+		return st, nil // a file that cannot be read may speak for these blocks, too
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for from, n := range freed.runs() {
+		if err := s.giveBack(from, from+n, from+n); err != nil {
+			return SweepStats{}, err
+		}
+	}
+	return st, nil
 }

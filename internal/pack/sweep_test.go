@@ -3,6 +3,8 @@
 package pack
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -48,13 +50,13 @@ func TestSweepFreesExactlyTheRest(t *testing.T) {
 	check(t, s)
 }
 
-func TestSweepOfOneIndexFileIsItsNextRevision(t *testing.T) {
+func TestSweepOfAnIndexFileIsItsNextRevision(t *testing.T) {
 	s := open(t, t.TempDir())
 	ds := store(t, s, noise(1, 10), noise(2, 20), noise(3, 30))
-	for i, want := range []string{"00000000-00000000.1", "00000000-00000000.2", "00000000-00000000.3"} {
+	for i, want := range [][]string{{"00000000-00000000.1"}, {"00000000-00000000.2"}, nil} {
 		sweepAllBut(t, s, ds[i+1:]...)
-		if got := indexNames(t, s); !slices.Equal(got, []string{want}) {
-			t.Errorf("index files %q, want %s", got, want)
+		if got := indexNames(t, s); !slices.Equal(got, want) {
+			t.Errorf("index files %q, want %q", got, want)
 		}
 		check(t, s)
 	}
@@ -64,15 +66,93 @@ func TestSweepOfOneIndexFileIsItsNextRevision(t *testing.T) {
 	wantOnly(t, s, store(t, s, noise(4, 40))...)
 }
 
-func TestSweepOfSeveralIndexFilesIsOneFile(t *testing.T) {
+func TestSweepWritesOnlyWhatItTouches(t *testing.T) {
 	s := open(t, t.TempDir())
+	var all [][]Digest
+	for i := range 4 {
+		all = append(all, store(t, s, noise(uint64(i), 100), noise(uint64(10+i), 100)))
+	}
+	untouched := s.files[1]
+	sweepAllBut(t, s, append(append(all[1], all[3]...), all[2][1])...)
+	want := []string{"00000001-00000001.0", "00000002-00000002.1", "00000003-00000003.0"}
+	if got := indexNames(t, s); !slices.Equal(got, want) || s.files[0] != untouched {
+		t.Errorf("index files %q, want %q", got, want)
+	}
+}
+
+// A file of which nothing stays is not the end of its generation: what was
+// before it must not come back, and what comes after it counts as new.
+func TestRemovedIndexFileStaysAway(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
 	var all []Digest
-	for i := range 3 {
+	for i := range mergeWidth {
 		all = append(all, store(t, s, noise(uint64(i), 100))...)
 	}
-	sweepAllBut(t, s, all[1])
-	if got := indexNames(t, s); !slices.Equal(got, []string{"00000000-00000002.0"}) {
-		t.Errorf("index files %q", got)
+	stale := capture(t, s)
+	all = append(all, store(t, s, noise(mergeWidth, 100))...)
+	if got := indexNames(t, s); len(got) != 1 {
+		t.Fatalf("index files %q were not merged", got)
+	}
+	// As if their removal had failed when they were merged.
+	for name, b := range stale.index {
+		if err := os.WriteFile(filepath.Join(s.indexDir(), name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	sweepAllBut(t, s)
+	if got := indexNames(t, s); !slices.Equal(got, []string{syncedName}) {
+		t.Errorf("nothing stays, and there are index files %q", got)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir)
+	wantMissing(t, s, all...)
+	wantOnly(t, s, store(t, s, noise(9, 100))...)
+	if n := unsynced(s); n != 1 {
+		t.Errorf("%d contents are unsynced, want the new one", n)
+	}
+}
+
+// Contents in the same blocks live and die together, and are one range.
+func TestContentsInTheSameBlocks(t *testing.T) {
+	s := open(t, t.TempDir())
+	w := s.Begin()
+	defer closeWriter(t, w)
+	put(t, w, noise(1, 3*BlockSize))
+	put(t, w, noise(2, 2*BlockSize))
+	place := w.pending[0].place
+	for i := range 5 { // as many names for the first one
+		w.pending = append(w.pending, record{Digest{byte(i)}, place})
+	}
+	last := w.pending[1].place
+	var got [][2]uint64
+	for from, end := range runs(slices.Clone(w.pending)) {
+		got = append(got, [2]uint64{from, end})
+	}
+	if want := [][2]uint64{{0, last.End()}}; !slices.Equal(got, want) {
+		t.Errorf("runs %v, want %v", got, want)
+	}
+	publish(t, w)
+	w.pinned = nil
+	m := beginMark(t, s)
+	m.Keep(Digest{3})
+	if st, want := sweep(t, m), (SweepStats{1, 2 * BlockSize}); st != want {
+		t.Errorf("swept %+v, want %+v", st, want)
+	}
+	if n := len(s.files[0].records) / recordSize; n != 6 {
+		t.Errorf("%d contents are left, want 6", n)
+	}
+	if st, want := sweepAllBut(t, s), (SweepStats{6, 3 * BlockSize}); st != want {
+		t.Errorf("swept %+v, want %+v", st, want)
+	}
+	again := store(t, s, noise(1, 3*BlockSize), noise(2, 2*BlockSize))
+	if p, err := s.Lookup(again[0]); err != nil || p.Block != place.Block {
+		t.Errorf("freed blocks are used again at %+v, %v", p, err)
 	}
 }
 
@@ -223,14 +303,8 @@ func TestCondemnedContentIsStoredAgain(t *testing.T) {
 	small, large := noise(1, 100), noise(2, 2*smallContent)
 	ds := store(t, s, small, large)
 	m := beginMark(t, s)
-	var dead []record
-	for _, x := range s.files {
-		for r := range x.all() {
-			dead = append(dead, r)
-		}
-	}
 	s.changing.Lock()
-	m.condemn(dead)
+	m.condemn(s.files)
 	s.changing.Unlock()
 	w := s.Begin()
 	put(t, w, small)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -58,7 +59,8 @@ func (s *Store) noteSynced(generation uint64) error {
 }
 
 // Unsynced calls f for the contents that a power cut may have damaged: those
-// published since the last sync, and neighbours in their index files.
+// published since the last sync, and neighbours in their index files, in the
+// order in which they lie in the pack.
 func (s *Store) Unsynced(f func(Digest, Placement)) {
 	s.changing.Lock()
 	synced := s.synced
@@ -73,6 +75,7 @@ func (s *Store) Unsynced(f func(Digest, Placement)) {
 		}
 	}
 	s.mu.RUnlock()
+	slices.SortFunc(records, comparePlaces)
 	for _, r := range records {
 		f(r.digest, r.place)
 	}

@@ -4,17 +4,18 @@ package pack
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"iter"
+	"os"
 	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/squash-snapshotter/squash/internal/failpoint"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -35,8 +36,8 @@ var errWriterClosed = errors.New("pack: writer is closed")
 //
 // A writer ends by Close, with or without a Publish before; `defer w.Close()`
 // is always right. After the first failure every Put and Publish returns that
-// failure. Not safe for concurrent use. Memory: 2 MiB of buffers, and some 100 bytes
-// per distinct content.
+// failure. Not safe for concurrent use. Memory: 2 MiB of buffers, 8 MiB more if
+// contents are compressed, and some 100 bytes per distinct content.
 type Writer struct {
 	s   *Store
 	err error
@@ -44,10 +45,12 @@ type Writer struct {
 	seg     segment
 	in, out []byte // read and write buffers, smallContent each
 	hash    hash.Hash
+	queue   queue // what is being compressed and has no place yet
 
-	added   map[Digest]Placement // stored by this writer
-	pending []record             // added, not yet published
-	pinned  []uint32             // first blocks of its contents in the index; changed under s.mu
+	added   map[Digest]bool // stored by this writer
+	moved   map[Digest]bool // those that the index has elsewhere, see Move
+	pending []record        // added, not yet published
+	pinned  []uint32        // first blocks of its contents in the index; changed under s.mu
 	stats   WriterStats
 }
 
@@ -70,7 +73,7 @@ type segment struct {
 
 // Begin opens a writer.
 func (s *Store) Begin() *Writer {
-	w := &Writer{s: s, hash: sha256.New(), added: map[Digest]Placement{}}
+	w := &Writer{s: s, hash: sha256.New(), added: map[Digest]bool{}}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.writers[w] = true
@@ -84,17 +87,13 @@ func (w *Writer) Put(r io.Reader, size int64) (Digest, error) {
 	if w.err != nil {
 		return Digest{}, w.err
 	}
-	if w.in == nil {
-		w.in, w.out = make([]byte, smallContent), make([]byte, 0, smallContent)
-	}
+	w.buffers()
 	var d Digest
 	var err error
 	if size < 0 {
 		err = errdefs.ErrInvalidArgument
-	} else if size <= smallContent {
-		d, err = w.putSmall(r, int(size))
 	} else {
-		d, err = w.putLarge(r, uint64(size))
+		d, err = w.put(r, uint64(size))
 	}
 	if err != nil {
 		w.err = fmt.Errorf("pack: store content of %d bytes: %w", size, err)
@@ -105,68 +104,164 @@ func (w *Writer) Put(r io.Reader, size int64) (Digest, error) {
 	return d, nil
 }
 
+func (w *Writer) buffers() {
+	if w.in == nil {
+		w.in, w.out = make([]byte, smallContent), make([]byte, 0, smallContent)
+	}
+}
+
 // Stats tells what the writer has done so far.
 func (w *Writer) Stats() WriterStats { return w.stats }
 
-func (w *Writer) putSmall(r io.Reader, size int) (Digest, error) {
-	b := w.in[:size]
-	if _, err := io.ReadFull(r, b); err != nil {
-		return Digest{}, unexpected(err)
+func (w *Writer) put(r io.Reader, size uint64) (d Digest, err error) {
+	head := w.in[:min(size, smallContent)]
+	if _, err := io.ReadFull(r, head); err != nil {
+		return d, unexpected(err)
 	}
-	d := Digest(sha256.Sum256(b))
-	if w.known(d) {
-		return d, nil
+	switch {
+	case size > smallContent:
+		return w.putLarge(head, r, size)
+	case w.known(sha256.Sum256(head)):
+		return sha256.Sum256(head), nil
 	}
-	blocks := blocksOf(uint64(size))
+	d = sha256.Sum256(head)
+	if w.s.codec != nil && size > 0 {
+		w.added[d] = true
+		return d, w.putCompressed(d, head)
+	}
+	return d, w.putPlain(d, head)
+}
+
+// putPlain stores a small content as it is.
+func (w *Writer) putPlain(d Digest, b []byte) error {
+	blocks := blocksOf(uint64(len(b)))
+	first, err := w.append(blocks, b)
+	if err == nil {
+		w.add(d, Placement{Block: first, Blocks: uint32(blocks), Stored: uint32(blocks), Size: uint64(len(b))})
+	}
+	return err
+}
+
+// append puts pieces into so many blocks of the segment, padded with zeros, and
+// returns the first one.
+func (w *Writer) append(blocks uint64, pieces ...[]byte) (uint32, error) {
 	if err := w.room(blocks); err != nil {
-		return Digest{}, err
+		return 0, err
 	}
 	first := w.seg.at
 	if len(w.out)+int(blocks)*BlockSize > cap(w.out) {
 		if err := w.flush(); err != nil {
-			return Digest{}, err
+			return 0, err
 		}
 	}
-	w.out = append(w.out, b...)
-	w.out = append(w.out, zeros[:int(blocks)*BlockSize-size]...)
+	end := len(w.out) + int(blocks)*BlockSize
+	for _, b := range pieces {
+		w.out = append(w.out, b...)
+	}
+	w.out = append(w.out, zeros[:end-len(w.out)]...)
 	w.seg.at += blocks
-	w.add(d, Placement{Block: uint32(first), Blocks: uint32(blocks), Stored: uint32(blocks), Size: uint64(size)})
+	return uint32(first), nil
+}
+
+// putLarge stores a content that begins with head and goes on with r. It
+// writes while it hashes; when the content turns out to be known, the segment
+// goes back to where it was and those blocks are used by the next one.
+func (w *Writer) putLarge(head []byte, r io.Reader, size uint64) (d Digest, err error) {
+	if w.s.codec != nil && w.s.large.has(size) {
+		// Likely it is known: find out before it is compressed for nothing.
+		spool, d, err := w.spool(head, r, size)
+		if err != nil {
+			return d, err
+		}
+		defer spool.Close()
+		if w.known(d) {
+			return d, nil
+		}
+		if _, err := spool.Seek(int64(len(head)), io.SeekStart); err != nil {
+			return d, err
+		}
+		r = spool
+	}
+	if err := w.drain(0); err != nil {
+		return d, err
+	}
+	if err := w.flush(); err != nil {
+		return d, err
+	}
+	w.hash.Reset()
+	w.hash.Write(head)
+	p, err := w.stream(head, io.TeeReader(r, w.hash), size)
+	if err != nil {
+		return d, err
+	}
+	w.hash.Sum(d[:0])
+	if w.known(d) {
+		w.seg.at, w.seg.flushed, w.out = uint64(p.Block), uint64(p.Block), w.out[:0]
+		return d, nil
+	}
+	w.add(d, p)
 	return d, nil
 }
 
-// putLarge writes while it hashes. When the content turns out to be known, the
-// segment goes back to where it was and those blocks are used by the next one.
-func (w *Writer) putLarge(r io.Reader, size uint64) (Digest, error) {
+// stream writes a large content, compressed if that is of use.
+func (w *Writer) stream(head []byte, r io.Reader, size uint64) (Placement, error) {
+	if w.s.codec != nil {
+		jobs := w.compress(head)
+		if worthwhile(jobs) {
+			return w.streamClusters(jobs, r, size)
+		}
+		w.recycle(jobs)
+	}
+	return w.streamPlain(head, r, size)
+}
+
+func (w *Writer) streamPlain(b []byte, r io.Reader, size uint64) (Placement, error) {
 	blocks := blocksOf(size)
 	if err := w.room(blocks); err != nil {
-		return Digest{}, err
-	}
-	if err := w.flush(); err != nil {
-		return Digest{}, err
+		return Placement{}, err
 	}
 	first, stored := w.seg.at, uint64(0)
-	w.hash.Reset()
-	for done := uint64(0); done < size; {
-		b := w.in[:min(size-done, uint64(len(w.in)))]
-		if _, err := io.ReadFull(r, b); err != nil {
-			return Digest{}, unexpected(err)
-		}
-		w.hash.Write(b)
+	for done := uint64(0); ; {
 		n, err := w.writeChunk(b, first+done/BlockSize)
 		if err != nil {
-			return Digest{}, err
+			return Placement{}, err
 		}
 		done, stored = done+uint64(len(b)), stored+n
+		if done == size {
+			break
+		}
+		b = w.in[:min(size-done, uint64(len(w.in)))]
+		if _, err := io.ReadFull(r, b); err != nil {
+			return Placement{}, unexpected(err)
+		}
 	}
 	w.seg.dirty = max(w.seg.dirty, first+blocks)
-	var d Digest
-	w.hash.Sum(d[:0])
-	if w.known(d) {
-		return d, nil
-	}
 	w.seg.at, w.seg.flushed = first+blocks, first+blocks
-	w.add(d, Placement{Block: uint32(first), Blocks: uint32(blocks), Stored: uint32(stored), Size: size})
-	return d, nil
+	return Placement{Block: uint32(first), Blocks: uint32(blocks), Stored: uint32(stored), Size: size}, nil
+}
+
+// spool hashes a content while it puts it into a file that is gone when it is
+// closed.
+func (w *Writer) spool(head []byte, r io.Reader, size uint64) (_ *os.File, d Digest, err error) {
+	f, err := os.OpenFile(w.s.dir, unix.O_TMPFILE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, d, fmt.Errorf("temporary file: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	h := sha256.New()
+	rest := io.LimitReader(r, int64(size)-int64(len(head)))
+	n, err := io.Copy(io.MultiWriter(f, h), io.MultiReader(bytes.NewReader(head), rest))
+	if err == nil && uint64(n) < size {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return nil, d, err
+	}
+	return f, Digest(h.Sum(nil)), nil
 }
 
 // writeChunk writes b, which starts at a block, padded to whole blocks; runs
@@ -214,7 +309,7 @@ func (w *Writer) Lookup(d Digest) (Placement, error) {
 
 // known tells whether the content needs no storing.
 func (w *Writer) known(d Digest) bool {
-	if _, ok := w.added[d]; ok {
+	if w.added[d] {
 		return true
 	}
 	_, ok := w.pin(d)
@@ -234,12 +329,18 @@ func (w *Writer) pin(d Digest) (Placement, bool) {
 	return p, true
 }
 
+// add notes a content that has its place.
 func (w *Writer) add(d Digest, p Placement) {
-	w.added[d] = p
+	w.added[d] = true
 	w.pending = append(w.pending, record{d, p})
 	w.stats.NewContents++
 	w.stats.NewBytes += p.Size
-	w.stats.StoredBytes += uint64(p.Stored) * BlockSize
+	if p.Encoding != EncodingShared || p.Offset == 0 {
+		w.stats.StoredBytes += uint64(p.Stored) * BlockSize
+	}
+	if p.Size > smallContent {
+		w.s.large.add(p.Size)
+	}
 }
 
 // room makes sure that the segment has n more blocks, in one piece.
@@ -305,12 +406,12 @@ func (s *Store) giveBack(from, end, dirty uint64) error {
 // runs yields the ranges from..end that the contents cover, neighbours as one:
 // what was stored together can go together. The records change their order.
 func runs(records []record) iter.Seq2[uint64, uint64] {
-	slices.SortFunc(records, func(a, b record) int { return cmp.Compare(a.place.Block, b.place.Block) })
+	slices.SortFunc(records, comparePlaces)
 	return func(yield func(from, end uint64) bool) {
 		for i := 0; i < len(records); {
 			from, end := uint64(records[i].place.Block), records[i].place.End()
-			for i++; i < len(records) && uint64(records[i].place.Block) == end; i++ {
-				end = records[i].place.End()
+			for i++; i < len(records) && uint64(records[i].place.Block) <= end; i++ { // below: in the same blocks
+				end = max(end, records[i].place.End())
 			}
 			if !yield(from, end) {
 				return
@@ -329,6 +430,9 @@ func (w *Writer) Publish(sync bool) error {
 }
 
 func (w *Writer) publish(sync bool) error {
+	if err := w.drainAll(); err != nil {
+		return fmt.Errorf("pack: compress: %w", err)
+	}
 	if err := w.endSegment(); err != nil {
 		return fmt.Errorf("pack: end segment: %w", err)
 	}
@@ -391,18 +495,22 @@ func (w *Writer) yieldToOthers() {
 	var dropped []record
 	w.pending = slices.DeleteFunc(w.pending, func(r record) bool {
 		p, ok := w.s.find(&r.digest)
-		if !ok {
+		if !ok || w.moved[r.digest] {
 			return false
 		}
 		w.pinned = append(w.pinned, p.Block)
-		w.added[r.digest] = p
 		w.stats.NewContents--
 		w.stats.NewBytes -= r.place.Size
-		w.stats.StoredBytes -= uint64(r.place.Stored) * BlockSize
 		dropped = append(dropped, r)
 		return true
 	})
+	var needed blockSet // by others that share a cluster
+	for _, r := range w.pending {
+		needed.setRange(uint64(r.place.Block), 1)
+	}
+	dropped = slices.DeleteFunc(dropped, func(r record) bool { return needed.has(uint64(r.place.Block)) })
 	for from, end := range runs(dropped) {
+		w.stats.StoredBytes -= (end - from) * BlockSize
 		_ = w.s.giveBack(from, end, end) // if it cannot be punched now, the next Open does it
 	}
 	_ = w.s.fit()
@@ -429,7 +537,7 @@ func (w *Writer) Close() error {
 		errs = errors.Join(errs, w.s.giveBack(w.seg.at, w.seg.end, w.seg.end))
 	}
 	errs = errors.Join(errs, w.s.fit())
-	w.err, w.pending, w.in, w.out = errWriterClosed, nil, nil, nil
+	w.err, w.pending, w.in, w.out, w.queue = errWriterClosed, nil, nil, nil, queue{}
 	if errs != nil {
 		return fmt.Errorf("pack: give back unpublished blocks: %w", errs)
 	}
@@ -445,12 +553,3 @@ func (w *Writer) pins(f func(block uint64)) {
 }
 
 func blocksOf(size uint64) uint64 { return (size + BlockSize - 1) / BlockSize }
-
-// unexpected turns the end of a stream that should have gone on into an error
-// that nobody mistakes for a good end.
-func unexpected(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
-	}
-	return err
-}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/squash-snapshotter/squash/internal/layer"
+	"github.com/squash-snapshotter/squash/internal/mounts"
+	"github.com/squash-snapshotter/squash/internal/pack"
+)
+
+// repack moves what is needed out of shared clusters in which little is, so
+// that the next sweep frees them. Flat images that show them are built again;
+// clusters that an image in use shows stay as they are. s.collecting is held.
+//
+//	drop the idle images ─▶ move their contents ─▶ build the images ─▶ sweep
+func (s *Snapshotter) repack(ctx context.Context, ids known, need needed) error {
+	worst := s.pack.Wasted(need.used)
+	// What could not be moved is not tried again before it is something else.
+	maps.DeleteFunc(s.repacked, func(b uint32, _ bool) bool { return !worst[b] })
+	maps.DeleteFunc(worst, func(b uint32, _ bool) bool { return s.repacked[b] })
+	if len(worst) == 0 {
+		return nil
+	}
+	start := time.Now()
+	images, err := s.dropShowing(ctx, ids, worst)
+	if err != nil {
+		return fmt.Errorf("repack shared clusters: %w", err)
+	}
+	if len(worst) == 0 {
+		return nil // images in use show them
+	}
+	maps.Copy(s.repacked, worst)
+	// From here on the images are built again by whoever needs them first, with
+	// the contents wherever they are by then.
+	w := s.pack.Begin()
+	defer w.Close()
+	v := s.pack.Verifier(nil)
+	defer v.Close()
+	move := func(d layer.Digest) error {
+		p, err := s.pack.Lookup(pack.Digest(d))
+		if err != nil || p.Encoding != pack.EncodingShared || !worst[p.Block] {
+			return nil // freed, or well where it is
+		}
+		if err := w.Move(ctx, v, pack.Digest(d)); !errdefs.IsDataLoss(err) && !errdefs.IsNotFound(err) {
+			return err
+		}
+		return nil // a check reports it; it comes from the blob when it is needed
+	}
+	for _, lineage := range images {
+		tree, err := s.merge(ctx, lineage)
+		if err != nil {
+			return fmt.Errorf("repack shared clusters: %w", err)
+		}
+		tree.Contents(func(d layer.Digest, _ int64) {
+			if err == nil {
+				err = move(d)
+			}
+		})
+		if err != nil {
+			return fmt.Errorf("repack shared clusters: %w", err)
+		}
+	}
+	for id := range need.layers {
+		if err := s.eachContent(id, move); err != nil && ctx.Err() == nil {
+			log.G(ctx).WithError(err).WithField("layer", id).Debug("repack: layer passed over")
+		}
+	}
+	if err := w.Publish(true); err != nil {
+		return fmt.Errorf("repack shared clusters: %w", err)
+	}
+	st := w.Stats()
+	log.G(ctx).WithFields(log.Fields{
+		"clusters": len(worst), "contents": st.NewContents, "bytes": st.NewBytes, "images": len(images), "duration": time.Since(start).Round(time.Millisecond),
+	}).Info("contents moved out of clusters that were mostly unused")
+	for _, lineage := range images {
+		s.background(func(ctx context.Context) {
+			if _, err := s.flat(ctx, lineage); err != nil && ctx.Err() == nil {
+				log.G(ctx).WithError(err).Warn("an image could not be flattened again; it is tried when it is needed")
+			}
+		})
+	}
+	s.askSweep()
+	return nil
+}
+
+// dropShowing removes the flat images that show any of the clusters and returns
+// their layers. What an image shows that stays, because it is in use or has no
+// snapshot, is taken out of the clusters.
+func (s *Snapshotter) dropShowing(ctx context.Context, ids known, clusters map[uint32]bool) (dropped [][]string, err error) {
+	s.mu.Lock()
+	began := s.clock
+	s.mu.Unlock()
+	images, err := s.flatImages()
+	if err != nil {
+		return nil, err
+	}
+	tops, byName := s.tops(ids), ids.byName()
+	shows := map[chain][]uint32{}
+	for _, c := range images {
+		refs, err := s.readRefs(c)
+		if err != nil {
+			return nil, err
+		}
+		for i, b := range refs.Blocks {
+			if refs.Used[i] > 0 && clusters[b] {
+				shows[c] = append(shows[c], b)
+			}
+		}
+	}
+	spare := func(c chain) {
+		for _, b := range shows[c] {
+			delete(clusters, b)
+		}
+		delete(shows, c)
+	}
+	// Those that cannot go first: what they show is no reason to drop others.
+	for c := range shows {
+		users, err := mounts.Users(s.flatMount(c))
+		if err != nil {
+			return nil, err
+		}
+		if len(tops[c]) == 0 || len(users) > 0 {
+			spare(c)
+		}
+	}
+	for c, blocks := range shows {
+		worth := false
+		for _, b := range blocks {
+			worth = worth || clusters[b]
+		}
+		if !worth {
+			continue
+		}
+		switch err := s.dropFlat(c, began); {
+		case errdefs.IsFailedPrecondition(err):
+			spare(c)
+		case err != nil:
+			return nil, err
+		default:
+			dropped = append(dropped, ids.lineage(tops[c][0], byName))
+		}
+	}
+	return dropped, nil
+}
