@@ -21,7 +21,7 @@ export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
 sources = find . -path ./.git -prune -o -path ./bin -prune -o -name '*.go' -print
 
-.PHONY: help build test torture packages lint lint-format lint-headers lint-names lint-tidy lint-code lint-generated generate generators demo clean
+.PHONY: help build test torture packages lint lint-format lint-headers lint-names lint-tidy lint-code lint-generated generate generators demo bench clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -114,6 +114,12 @@ lint-generated:
 
 demo: build ## compare squash with overlayfs on an image like those of CI runners; needs root
 	@cd integration && go run ./cmd/demo
+
+# BENCH has flags, for instance BENCH='-rounds 5 -images runner -setups overlayfs,squash-zstd'. MKFS_EROFS names another
+# mkfs.erofs than that in PATH. What is downloaded and built for the large image is kept in squash-bench below the user's
+# cache directory, or in SQUASH_BENCH_CACHE.
+bench: ## compare snapshotters on two images and write docs/bench; needs root, and the network once
+	@cd integration && go run ./cmd/bench $(BENCH)
 
 clean: ## remove what was built
 	rm -rf bin

@@ -84,6 +84,19 @@ func (s *Set) BuildDaemon(ctx context.Context, dir string) error {
 	return nil
 }
 
+// Versions gives the versions of the programs that are not of this repository.
+func (s *Set) Versions(ctx context.Context) (map[string]string, error) {
+	out := make(map[string]string)
+	for name, module := range map[string]string{"containerd": "github.com/containerd/containerd/v2", "runc": runcCommand} {
+		version, err := output(ctx, filepath.Join(s.Repo, "integration", "tools"), "go", "list", "-m", "-f", "{{.Version}}", module)
+		if err != nil {
+			return nil, err
+		}
+		out[name] = version
+	}
+	return out, nil
+}
+
 // GoRoot is the directory of the Go toolchain that builds this module.
 func GoRoot(ctx context.Context) (string, error) {
 	data, err := output(ctx, ".", "go", "env", "-json", "GOROOT")

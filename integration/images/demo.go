@@ -25,8 +25,8 @@ const demoRecipe = "demo 2"
 // toolchain is where the demo image has the Go toolchain.
 const toolchain = "usr/local/go"
 
-// DemoLayer is one layer of the demo image and what it stands for.
-type DemoLayer struct {
+// Titled is one layer of an image and what it stands for.
+type Titled struct {
 	Title string
 	Layer v1.Layer
 }
@@ -35,7 +35,7 @@ type DemoLayer struct {
 // CI runners grow: a base, a toolchain, its files once more with another owner, an upgrade of some of them,
 // a clean-up that deletes others, and an application that brings copies of files that are already there.
 // Progress is told to tell, one call before each layer.
-func Demo(s *Store, guest []byte, goroot string, tell func(title string)) ([]DemoLayer, error) {
+func Demo(s *Store, guest []byte, goroot string, tell func(title string)) ([]Titled, error) {
 	version, err := os.ReadFile(filepath.Join(goroot, "VERSION"))
 	if err != nil {
 		return nil, fmt.Errorf("demo image: %w", err)
@@ -56,7 +56,7 @@ func Demo(s *Store, guest []byte, goroot string, tell func(title string)) ([]Dem
 		{"clean up: rm -r of what is not needed", func(w *LayerWriter) error { return writeCleanup(w, goroot) }},
 		{"app: with vendored copies", func(w *LayerWriter) error { return writeApp(w, src) }},
 	}
-	var out []DemoLayer
+	var out []Titled
 	for i, step := range steps {
 		key := fmt.Sprintf("%s layer %d go %s guest %x", demoRecipe, i+1, version, sha256.Sum256(guest))
 		tell(step.title)
@@ -64,7 +64,7 @@ func Demo(s *Store, guest []byte, goroot string, tell func(title string)) ([]Dem
 		if err != nil {
 			return nil, fmt.Errorf("demo image: %w", err)
 		}
-		out = append(out, DemoLayer{step.title, l})
+		out = append(out, Titled{step.title, l})
 	}
 	return out, nil
 }

@@ -4,7 +4,10 @@ package images
 
 import (
 	"archive/tar"
+	"bytes"
+	"cmp"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -42,15 +45,21 @@ type LayerWriter struct {
 }
 
 func (w *LayerWriter) entry(h *tar.Header, content []byte, attrs []Attr) error {
-	h.Format, h.ModTime, h.Size = tar.FormatPAX, Epoch, int64(len(content))
+	h.ModTime, h.Size = Epoch, int64(len(content))
 	for _, a := range attrs {
 		a(h)
 	}
+	return w.Entry(h, bytes.NewReader(content))
+}
+
+// Entry writes an entry with all that its header says, and as many bytes of content as its size says.
+func (w *LayerWriter) Entry(h *tar.Header, content io.Reader) error {
+	h.Format = tar.FormatPAX
 	if err := w.tar.WriteHeader(h); err != nil {
 		return fmt.Errorf("tar entry %q: %w", h.Name, err)
 	}
-	if _, err := w.tar.Write(content); err != nil {
-		return fmt.Errorf("tar entry %q: %w", h.Name, err)
+	if n, err := io.Copy(w.tar, content); err != nil || n != h.Size {
+		return fmt.Errorf("tar entry %q: %d of %d bytes: %w", h.Name, n, h.Size, cmp.Or(err, io.ErrUnexpectedEOF))
 	}
 	return nil
 }

@@ -33,11 +33,12 @@ import (
 // Compression is how a layer blob is packed.
 type Compression string
 
-// The three encodings that OCI registries serve.
+// The three encodings that OCI registries serve, gzip in two levels: the fastest, and the one that image builders use.
 const (
-	Gzip Compression = "gzip"
-	Zstd Compression = "zstd"
-	None Compression = "none"
+	Gzip        Compression = "gzip"
+	GzipDefault Compression = "gzip-default"
+	Zstd        Compression = "zstd"
+	None        Compression = "none"
 )
 
 // Store is a directory of blobs. Two processes may share one: blobs are written aside and renamed.
@@ -58,8 +59,7 @@ func OpenStore(dir string) (*Store, error) {
 // Layer gives the layer that write makes. When a layer was stored under the same key and compression before,
 // write is not called: the key must name everything that goes into the bytes. An empty key always writes.
 func (s *Store) Layer(key string, c Compression, write func(*LayerWriter) error) (v1.Layer, error) {
-	sum := sha256.Sum256([]byte(string(c) + "\x00" + key))
-	record := filepath.Join(s.dir, "recipes", hex.EncodeToString(sum[:])+".json")
+	record := s.record(key, c)
 	if key != "" {
 		if l, err := s.known(record); err == nil {
 			return l, nil
@@ -99,6 +99,17 @@ func (s *Store) known(record string) (*layer, error) {
 		return nil, fmt.Errorf("image store: blob %s has %d bytes, want %d; remove it", l.Blob, st.Size(), l.Bytes)
 	}
 	return l, nil
+}
+
+// Has tells whether Layer would find key without a call of write.
+func (s *Store) Has(key string, c Compression) bool {
+	_, err := s.known(s.record(key, c))
+	return err == nil
+}
+
+func (s *Store) record(key string, c Compression) string {
+	sum := sha256.Sum256([]byte(string(c) + "\x00" + key))
+	return filepath.Join(s.dir, "recipes", hex.EncodeToString(sum[:])+".json")
 }
 
 func (s *Store) build(c Compression, write func(*LayerWriter) error) (_ *layer, err error) {
@@ -146,17 +157,19 @@ func (c Compression) writer(w io.Writer) (io.WriteCloser, error) {
 	switch c {
 	case Gzip:
 		return gzip.NewWriterLevel(w, flate.BestSpeed)
+	case GzipDefault:
+		return gzip.NewWriterLevel(w, flate.DefaultCompression)
 	case Zstd:
 		return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
 	case None:
 		return nopCloser{w}, nil
 	}
-	return nil, fmt.Errorf("compression %q is not one of %q, %q, %q", c, Gzip, Zstd, None)
+	return nil, fmt.Errorf("compression %q is not one of %q, %q, %q, %q", c, Gzip, GzipDefault, Zstd, None)
 }
 
 func (c Compression) reader(r io.Reader) (io.ReadCloser, error) {
 	switch c {
-	case Gzip:
+	case Gzip, GzipDefault:
 		return gzip.NewReader(r)
 	case Zstd:
 		d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1))

@@ -41,6 +41,14 @@ func (n *Node) containerdConfig() string {
 	p("  address = %q", n.containerdSocket())
 	p("[debug]")
 	p("  level = %q", n.logLevel())
+	if n.opts.Unpacks > 0 {
+		p("[plugins.%q]", "io.containerd.transfer.v1.local")
+		p("  max_concurrent_unpacks = %d", n.opts.Unpacks)
+	}
+	if len(n.opts.MkfsOptions) > 0 {
+		p("[plugins.%q]", "io.containerd.differ.v1.erofs")
+		p("  mkfs_options = [%s]", quoted(n.opts.MkfsOptions))
+	}
 	unpack := func(platform, snapshotter, differ string, optional bool) {
 		p("[[plugins.%q.unpack_config]]", "io.containerd.transfer.v1.local")
 		p("  platform = %q", platform)

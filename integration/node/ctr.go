@@ -4,6 +4,7 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,13 +21,14 @@ func (n *Node) Ctr(ctx context.Context, args ...string) (string, error) {
 	return n.CtrIn(ctx, Namespace, args...)
 }
 
-// commandLimit is far more than any call of ours takes.
+// commandLimit is far more than any call of ours takes, unless the node's options say otherwise.
 const commandLimit = time.Minute
 
-// CtrIn runs ctr in a namespace. A call that does not end within a minute is given up; the squash daemon is
+// CtrIn runs ctr in a namespace. A call that does not end within the limit is given up; the squash daemon is
 // then ended with SIGQUIT, for its log to show where it hangs.
 func (n *Node) CtrIn(ctx context.Context, namespace string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandLimit)
+	limit := cmp.Or(n.opts.Limit, commandLimit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	args = append([]string{"--address", n.containerdSocket(), "--namespace", namespace}, args...)
 	cmd := exec.CommandContext(ctx, filepath.Join(n.opts.Tools, "ctr"), args...)
@@ -37,7 +39,7 @@ func (n *Node) CtrIn(ctx context.Context, namespace string, args ...string) (str
 	cmd.WaitDelay = 5 * time.Second
 	if err := cmd.Run(); err != nil {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) && n.daemon != nil && n.daemon.running() {
-			err = errors.Join(fmt.Errorf("no end after %v", commandLimit), err, n.daemon.stop(unix.SIGQUIT))
+			err = errors.Join(fmt.Errorf("no end after %v", limit), err, n.daemon.stop(unix.SIGQUIT))
 		}
 		return out.String(), fmt.Errorf("ctr %s: %w\n%s", strings.Join(args[4:], " "), err, errOut.String())
 	}

@@ -49,6 +49,18 @@ type Options struct {
 	// DaemonConfig is the daemon's configuration file (TOML). It may be empty.
 	DaemonConfig string
 
+	// Unpacks is how many layers containerd may unpack at once; 0 leaves it at containerd's default, one.
+	Unpacks int
+
+	// MkfsOptions go to mkfs.erofs when containerd's erofs differ runs it.
+	MkfsOptions []string
+
+	// Path is a directory where containerd looks for programs before it looks in those of PATH.
+	Path string
+
+	// Limit is how long a call of ctr may take; 0: a minute.
+	Limit time.Duration
+
 	// Debug raises the log level of both daemons from info to debug.
 	Debug bool
 }
@@ -212,6 +224,15 @@ func (n *Node) StopDaemon() error { return n.daemon.stop(unix.SIGTERM) }
 // KillDaemon ends the squash daemon with SIGKILL.
 func (n *Node) KillDaemon() error { return n.daemon.stop(unix.SIGKILL) }
 
+// PauseDaemon stops the squash daemon where it is: calls reach it and wait until ResumeDaemon.
+func (n *Node) PauseDaemon() error { return unix.Kill(n.daemon.cmd.Process.Pid, unix.SIGSTOP) }
+
+// ResumeDaemon lets a paused daemon go on. For one that is not paused it does nothing.
+func (n *Node) ResumeDaemon() error { return unix.Kill(n.daemon.cmd.Process.Pid, unix.SIGCONT) }
+
+// Clients counts the programs that are connected to containerd.
+func (n *Node) Clients() (int, error) { return connections(n.containerdSocket()) }
+
 // Reboot does what a reboot does to a node whose containers have ended: both daemons go, every mount goes, the
 // run directories are emptied. Then both daemons start again.
 func (n *Node) Reboot(ctx context.Context) error {
@@ -272,7 +293,11 @@ func (n *Node) logLevel() string {
 // env has our tools first in PATH, where containerd looks for the shim and the shim for runc, and temporary
 // mounts below the node's directory.
 func (n *Node) env() []string {
-	return append(os.Environ(), "PATH="+n.opts.Tools+":"+os.Getenv("PATH"), "TMPDIR="+n.tempDir())
+	path := n.opts.Tools + ":" + os.Getenv("PATH")
+	if n.opts.Path != "" {
+		path = n.opts.Path + ":" + path
+	}
+	return append(os.Environ(), "PATH="+path, "TMPDIR="+n.tempDir())
 }
 
 func (n *Node) logFile(name string) string { return filepath.Join(n.logDir(), name+".log") }

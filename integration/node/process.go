@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -109,6 +110,22 @@ func (p *process) waitReady(ctx context.Context, socket string, ask func(context
 		case <-time.After(pollEvery):
 		}
 	}
+}
+
+// connections counts those that a listening unix socket has accepted and that are open.
+func connections(socket string) (count int, err error) {
+	table, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(table)) {
+		// Num RefCount Protocol Flags Type St Inode Path; state 03 is "connected".
+		f := strings.Fields(line)
+		if len(f) == 8 && f[5] == "03" && f[7] == socket {
+			count++
+		}
+	}
+	return count, nil
 }
 
 // serving asks containerd's health service, which is set to serving after all plugins have started.

@@ -72,15 +72,36 @@ func (e Entry) String() string {
 // than root are left out with all that is below them: /proc, /sys and /dev of a container say nothing about
 // its image. Root's mtime is given as 0: for the root of a container it tells when the snapshot was made.
 func Walk(root string) ([]Entry, error) {
-	mounts, err := mountPoints()
+	w := walker{first: make(map[inode]string)}
+	err := Each(root, func(path, rel string, _ fs.DirEntry) error {
+		e, err := w.entry(path, rel)
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		if rel == "." {
+			e.Sec, e.Nsec = 0, 0
+		}
+		w.list = append(w.list, e)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
+	slices.SortFunc(w.list, func(a, b Entry) int { return strings.Compare(a.Path, b.Path) })
+	return w.list, nil
+}
+
+// Each calls visit for what Walk lists, directories before what is in them, with the absolute path and the one
+// relative to root.
+func Each(root string, visit func(path, rel string, d fs.DirEntry) error) error {
+	mounts, err := mountPoints()
+	if err != nil {
+		return err
+	}
 	abs, err := filepath.Abs(root)
 	if err != nil {
-		return nil, fmt.Errorf("walk %s: %w", root, err)
+		return fmt.Errorf("walk %s: %w", root, err)
 	}
-	w := walker{first: make(map[inode]string)}
 	err = filepath.WalkDir(abs, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -95,21 +116,12 @@ func Walk(root string) ([]Entry, error) {
 		if err != nil {
 			return err
 		}
-		e, err := w.entry(path, rel)
-		if err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-		if rel == "." {
-			e.Sec, e.Nsec = 0, 0
-		}
-		w.list = append(w.list, e)
-		return nil
+		return visit(path, rel, d)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("walk %s: %w", root, err)
+		return fmt.Errorf("walk %s: %w", root, err)
 	}
-	slices.SortFunc(w.list, func(a, b Entry) int { return strings.Compare(a.Path, b.Path) })
-	return w.list, nil
+	return nil
 }
 
 // Digest is the hex SHA-256 over the lines of the entries.

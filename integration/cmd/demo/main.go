@@ -14,10 +14,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strings"
 	"syscall"
@@ -27,6 +25,7 @@ import (
 
 	"github.com/squash-snapshotter/squash/integration/binaries"
 	"github.com/squash-snapshotter/squash/integration/images"
+	"github.com/squash-snapshotter/squash/integration/measure"
 	"github.com/squash-snapshotter/squash/integration/node"
 	"github.com/squash-snapshotter/squash/integration/tree"
 )
@@ -129,7 +128,7 @@ func (d *demo) run(ctx context.Context) error {
 		}
 		r := result{snapshotter: snapshotter}
 		if snapshotter == node.Erofs {
-			r.skipped = erofsMissing(ctx)
+			_, _, r.skipped = measure.Mkfs(ctx)
 		}
 		if r.skipped == "" {
 			d.say("%s: a fresh node", snapshotter)
@@ -146,11 +145,11 @@ func (d *demo) run(ctx context.Context) error {
 
 // measure pulls and runs on a node that has never seen the image.
 func (d *demo) measure(ctx context.Context, bin *binaries.Set, r *result, ref, want string) (err error) {
-	opts := node.Options{Tools: bin.Tools}
-	if r.snapshotter == node.Squash {
-		opts.Daemon = bin.Daemon
+	setup, err := measure.NewSetup(ctx, bin, r.snapshotter)
+	if err != nil {
+		return err
 	}
-	n, err := node.Start(ctx, opts)
+	n, err := node.Start(ctx, setup.Options)
 	if err != nil {
 		return err
 	}
@@ -183,7 +182,7 @@ func (d *demo) measure(ctx context.Context, bin *binaries.Set, r *result, ref, w
 	}
 
 	d.say("%s:   read and verify every file from inside a container, cold", r.snapshotter)
-	if err := dropCaches(); err != nil {
+	if err := measure.DropCaches(); err != nil {
 		return err
 	}
 	start = time.Now()
@@ -199,38 +198,15 @@ func (d *demo) measure(ctx context.Context, bin *binaries.Set, r *result, ref, w
 	return nil
 }
 
-func dropCaches() error {
-	syscall.Sync()
-	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
-}
-
-// erofsMissing says why containerd's own erofs snapshotter cannot run here; empty when it can.
-func erofsMissing(ctx context.Context) string {
-	out, err := exec.CommandContext(ctx, "mkfs.erofs", "-V").CombinedOutput()
-	if err != nil && len(out) == 0 {
-		return "mkfs.erofs is not installed"
-	}
-	version := regexp.MustCompile(`(\d+)\.(\d+)`).FindStringSubmatch(string(out))
-	if version == nil {
-		return "mkfs.erofs does not tell its version"
-	}
-	var major, minor int
-	fmt.Sscan(version[1]+" "+version[2], &major, &minor)
-	if major < 1 || major == 1 && minor < 8 {
-		return fmt.Sprintf("mkfs.erofs is %s, containerd needs one that reads tar streams (1.8 or newer)", version[0])
-	}
-	return ""
-}
-
 func (d *demo) say(format string, args ...any) {
 	fmt.Fprintf(d.out, "[%5.1fs] %s\n", time.Since(d.started).Seconds(), fmt.Sprintf(format, args...))
 }
 
-func (d *demo) image(layers []images.DemoLayer) {
+func (d *demo) image(layers []images.Titled) {
 	fmt.Fprintf(d.out, "\nThe image (%s):\n\n", runtime.GOARCH)
 	for i, l := range layers {
 		size, _ := l.Layer.Size() // known since the layer was made
-		fmt.Fprintf(d.out, "  %d  %-46s %8s compressed\n", i+1, l.Title, mib(size))
+		fmt.Fprintf(d.out, "  %d  %-46s %8s compressed\n", i+1, l.Title, measure.MiB(size))
 	}
 	fmt.Fprintln(d.out)
 }
@@ -244,13 +220,13 @@ func (d *demo) table(results []result, s images.Savings) {
 			continue
 		}
 		fmt.Fprintf(d.out, "  %-12s %10s %10s %14s %14s\n", r.snapshotter,
-			seconds(r.pull), seconds(r.run), seconds(r.verify), mib(r.disk))
-		measured[r.snapshotter] = fmt.Sprintf("   %s: %s measured", r.snapshotter, mib(r.disk))
+			measure.Seconds(r.pull), measure.Seconds(r.run), measure.Seconds(r.verify), measure.MiB(r.disk))
+		measured[r.snapshotter] = fmt.Sprintf("   %s: %s measured", r.snapshotter, measure.MiB(r.disk))
 	}
 	fmt.Fprintln(d.out, "\nWhat there is to save, computed from the layers; file contents in blocks of 4 KiB:")
 	fmt.Fprintln(d.out)
 	row := func(what string, a images.Amount, note string) {
-		fmt.Fprintf(d.out, "  %-45s %10s in %6d files%s\n", what, mib(a.Blocks), a.Files, note)
+		fmt.Fprintf(d.out, "  %-45s %10s in %6d files%s\n", what, measure.MiB(a.Blocks), a.Files, note)
 	}
 	row("all layers", s.Total, measured[node.Overlayfs])
 	row("- the same content again", s.Duplicate, "")
@@ -259,7 +235,3 @@ func (d *demo) table(results []result, s images.Savings) {
 	row("= visible contents, each once", s.Visible, measured[node.Squash])
 	fmt.Fprintln(d.out)
 }
-
-func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
-
-func seconds(t time.Duration) string { return fmt.Sprintf("%.2f s", t.Seconds()) }

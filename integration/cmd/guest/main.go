@@ -10,6 +10,10 @@
 //	guest cat FILE            its bytes
 //	guest write FILE TEXT     writes TEXT to FILE, created when missing
 //	guest remove PATH         removes PATH and what is below it
+//	guest walk DIR            seconds that a look at every entry below DIR takes, and the number of entries
+//	guest read DIR            seconds that reading every file below DIR takes, and the number of bytes
+//	guest miss DIR            seconds that looking for a missing name in every directory below DIR takes
+//	guest time N PROGRAM ...  seconds that each of N runs of a program takes
 //	guest wait                prints "waiting" and then sleeps until it is killed
 package main
 
@@ -37,7 +41,7 @@ func run(args []string) error {
 		args = []string{"hello"}
 	}
 	verb, args := args[0], args[1:]
-	need := map[string]int{"tree": 1, "digest": 1, "expect": 2, "cat": 1, "write": 2, "remove": 1}
+	need := map[string]int{"tree": 1, "digest": 1, "expect": 2, "cat": 1, "write": 2, "remove": 1, "walk": 1, "read": 1, "miss": 1}
 	if n, ok := need[verb]; ok && len(args) != n {
 		return fmt.Errorf("%s takes %d arguments, got %d", verb, n, len(args))
 	}
@@ -78,6 +82,10 @@ func run(args []string) error {
 		return os.WriteFile(args[0], []byte(args[1]), 0o644)
 	case "remove":
 		return os.RemoveAll(args[0])
+	case "walk", "read", "miss":
+		return timeTree(verb, args[0])
+	case "time":
+		return timeProgram(args)
 	case "wait":
 		stop := make(chan os.Signal, 1)
 		signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
