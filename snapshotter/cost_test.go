@@ -269,8 +269,8 @@ func liveForCost(dir, number string) error {
 			time.Sleep(time.Millisecond) // the sweep of the start is not what is measured
 		}
 		s.collecting.Lock()
-		s.collecting.Unlock()
 		began = time.Now()
+		s.collecting.Unlock()
 		if err := step.do(ctx, s); err != nil {
 			return err
 		}

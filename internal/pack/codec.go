@@ -129,7 +129,6 @@ func (c *codec) encode(src, buf []byte) []byte {
 // decoder opens clusters of any algorithm. Not safe for concurrent use.
 type decoder struct {
 	zstd *zstd.Decoder
-	in   []byte
 }
 
 // decode opens a cluster into dst, which has its decoded length. The error says
