@@ -22,6 +22,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/squash-snapshotter/squash/internal/kmsgtest"
 	"github.com/squash-snapshotter/squash/internal/mounts"
 	"github.com/squash-snapshotter/squash/internal/treetest"
 	"github.com/squash-snapshotter/squash/service"
@@ -121,6 +122,7 @@ func newStore(t *testing.T) *store {
 // damage overwrites a few bytes of the one file that pattern names below the root.
 func (s *store) damage(t *testing.T, pattern string, at int64) {
 	t.Helper()
+	kmsgtest.Noisy(t)
 	paths, err := filepath.Glob(filepath.Join(s.root, pattern))
 	if err != nil || len(paths) != 1 {
 		t.Fatalf("%s: %v, %v, want one file", pattern, paths, err)

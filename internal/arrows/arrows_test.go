@@ -40,6 +40,7 @@ var rules = []struct {
 	{"", "cmd", "commands hold flags and signals; what others need belongs into a package"},
 	{"internal/failpoint", "", "it is called from everywhere"},
 	{"", "internal/treetest", "test support must not get into what is shipped"},
+	{"", "internal/kmsgtest", "test support must not get into what is shipped"},
 	{"", "internal/testreport", "it reads test results for make and nothing else"},
 }
 

@@ -11,9 +11,9 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"testing"
 
+	"github.com/squash-snapshotter/squash/internal/kmsgtest"
 	"golang.org/x/sys/unix"
 )
 
@@ -137,7 +137,7 @@ func checkEveryWay(t *testing.T, m *model) {
 			"whole": readWhole, "random": readRandom, "mapped": readMapped,
 		} {
 			t.Run(way+" "+name, func(t *testing.T) {
-				checkQuiet(t, func() string {
+				kmsgtest.Quiet(t, func() string {
 					f.forgetPages(t)
 					target, logName := f.mount(t, way)
 					read(t, m, target)
@@ -238,49 +238,6 @@ func readMapped(t *testing.T, m *model, target string) {
 		}
 		if err := unix.Munmap(got); err != nil {
 			t.Fatal(err)
-		}
-	}
-}
-
-// checkQuiet wants the kernel to log nothing about EROFS while body runs, apart
-// from mounts: some failures heal on a retry and show nowhere else. body returns
-// the name of its mount in the log. Those of file-backed mounts are all alike
-// and others may mount at the same time, so what is logged counts if it comes
-// again with a second run.
-func checkQuiet(t *testing.T, body func() string) {
-	t.Helper()
-	var messages []string
-	for range 2 {
-		log, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err != nil {
-			t.Fatalf("open the kernel log: %v", err)
-		}
-		defer unix.Close(log)
-		if _, err := unix.Seek(log, 0, unix.SEEK_END); err != nil {
-			t.Fatal(err)
-		}
-		messages = erofsMessages(log, body())
-		if len(messages) == 0 {
-			return
-		}
-	}
-	t.Errorf("the kernel says: %s", strings.Join(messages[:min(5, len(messages))], "\n"))
-}
-
-func erofsMessages(log int, mount string) (messages []string) {
-	record := make([]byte, 8192)
-	for {
-		n, err := unix.Read(log, record)
-		if errors.Is(err, unix.EPIPE) { // records were overwritten
-			continue
-		}
-		if err != nil || n <= 0 {
-			return messages
-		}
-		_, text, _ := strings.Cut(string(record[:n]), ";")
-		text, _, _ = strings.Cut(text, "\n")
-		if strings.HasPrefix(text, "erofs (device "+mount+")") && !strings.Contains(text, "mounted with root inode") {
-			messages = append(messages, text)
 		}
 	}
 }

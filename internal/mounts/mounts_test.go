@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squash-snapshotter/squash/internal/erofs"
+	"github.com/squash-snapshotter/squash/internal/kmsgtest"
 )
 
 func TestMountShowsImageAndPack(t *testing.T) {
@@ -183,6 +184,7 @@ func TestMountTakesRelativePaths(t *testing.T) {
 }
 
 func TestMountFailureSaysWhyAndLeavesNothing(t *testing.T) {
+	kmsgtest.Noisy(t)
 	forEachMode(t, func(t *testing.T, m *Mounter) {
 		root := newRoot(t)
 		plain := newFixture(t, root, "plain.erofs", "")

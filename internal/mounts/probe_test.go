@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squash-snapshotter/squash/internal/erofs"
+	"github.com/squash-snapshotter/squash/internal/kmsgtest"
 )
 
 func checkEmpty(t *testing.T, dir string) {
@@ -144,6 +145,7 @@ func TestProbeClustersDecodeToTheirData(t *testing.T) {
 
 // Stands in for kernels that lack one of the features: what they cannot read looks like damage.
 func TestProbeFeatureThatCannotBeReadSaysSo(t *testing.T) {
+	kmsgtest.Noisy(t)
 	root := newRoot(t)
 	file, loop := newMounter(t, ModeFile), newMounter(t, ModeLoop)
 	for name, block := range map[string]int64{"fragment": probeBlock, "lz4": lz4Block, "zstd": zstdBlock} {

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kmsgtest gives tests the kernel's log for what EROFS says there.
+// Tests of several packages run at once and there is one log, in which
+// file-backed mounts all have one name: those that make EROFS complain keep
+// away from those that want it quiet.
+package kmsgtest
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const device = "/dev/kmsg"
+
+// Noisy announces that EROFS is going to complain until the test ends.
+func Noisy(t *testing.T) { t.Cleanup(lock(t, unix.LOCK_SH)) }
+
+// Quiet wants EROFS to log nothing while body runs, apart from mounts: some
+// failures heal on a retry and show nowhere else. body returns the name of its
+// mount in the log.
+func Quiet(t *testing.T, body func() (mount string)) {
+	t.Helper()
+	defer lock(t, unix.LOCK_EX)()
+	log := open(t)
+	defer unix.Close(log)
+	if _, err := unix.Seek(log, 0, unix.SEEK_END); err != nil {
+		t.Fatal(err)
+	}
+	if said := messages(log, body()); len(said) > 0 {
+		t.Errorf("the kernel says: %s", strings.Join(said[:min(5, len(said))], "\n"))
+	}
+}
+
+func open(t *testing.T) int {
+	t.Helper()
+	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatalf("open the kernel log: %v", err)
+	}
+	return fd
+}
+
+func lock(t *testing.T, how int) (unlock func()) {
+	t.Helper()
+	fd := open(t)
+	for {
+		err := unix.Flock(fd, how)
+		if err == nil {
+			return func() { unix.Close(fd) }
+		}
+		if !errors.Is(err, unix.EINTR) {
+			t.Fatalf("lock the kernel log: %v", err)
+		}
+	}
+}
+
+func messages(log int, mount string) (said []string) {
+	record := make([]byte, 8192)
+	for {
+		n, err := unix.Read(log, record)
+		if errors.Is(err, unix.EPIPE) { // records were overwritten
+			continue
+		}
+		if err != nil || n <= 0 {
+			return said
+		}
+		_, text, _ := strings.Cut(string(record[:n]), ";")
+		text, _, _ = strings.Cut(text, "\n")
+		if strings.HasPrefix(text, "erofs (device "+mount+")") && !strings.Contains(text, "mounted with root inode") {
+			said = append(said, text)
+		}
+	}
+}
