@@ -5,7 +5,10 @@
 // as an EROFS metadata image whose file data is in the pack.
 //
 //	TOC 1 … TOC N ──Merge──▶ tree ──WriteImage──▶ flat image   (digest ─▶ placement by a callback)
-//	                           └────WriteSkeleton─▶ directories and symlinks alone
+//	                           │└───WriteSkeleton─▶ directories and symlinks alone
+//	                          Top
+//	                           ▼
+//	TOC N ──────────Alone──▶ tree ──WriteImage──▶ layer image: a lower directory for overlayfs
 //
 // Kept here of the design's invariants: a container sees exactly what
 // overlayfs over the same layers would show (1), the same layers and
@@ -31,6 +34,9 @@ type Layer func() (io.ReadCloser, error)
 // bytes per entry of all layers together.
 type Tree struct {
 	layers []*node // roots of the layers' uppers, topmost first
+	// lower: a single layer's upper, to be written in the form in which
+	// overlayfs takes it as a lower directory.
+	lower bool
 }
 
 // Merge reads the layers' TOCs, the bottom one first.
@@ -40,7 +46,7 @@ type Tree struct {
 func Merge(ctx context.Context, layers []Layer) (*Tree, error) {
 	t := &Tree{}
 	for i, open := range layers {
-		root, err := replay(ctx, open, t.layers)
+		root, err := replay(ctx, open, newUpper(t.layers))
 		if err != nil {
 			return nil, fmt.Errorf("layer %d of %d: %w", i+1, len(layers), err)
 		}
@@ -52,7 +58,30 @@ func Merge(ctx context.Context, layers []Layer) (*Tree, error) {
 	return t, nil
 }
 
-func replay(ctx context.Context, open Layer, lower []*node) (*node, error) {
+// ErrBelow marks a layer that cannot be replayed alone: it implies a directory
+// or links to a file that only the layers below have.
+var ErrBelow = errors.New("the layer cannot be told without those below it")
+
+// Alone reads the TOC of one layer of a chain, whose tree it replays as
+// overlayfs's upper directory on the others. Of these it needs no more than the
+// root directory that they show. Layers that were upper directories state all
+// that is in them; where another one does not, the answer is ErrBelow.
+func Alone(ctx context.Context, open Layer, below *layer.Entry) (*Tree, error) {
+	u := newUpper(nil)
+	u.alone = true
+	u.root.takeAfter(&node{mode: below.Mode, uid: below.UID, gid: below.GID, mtime: below.Mtime, mtimeNsec: below.MtimeNsec, xattrs: below.Xattrs})
+	root, err := replay(ctx, open, u)
+	if err != nil {
+		return nil, err
+	}
+	return &Tree{layers: []*node{root}, lower: true}, nil
+}
+
+// Top is the topmost layer of a chain by itself: what Alone makes of it, and of
+// any other layer.
+func (t *Tree) Top() *Tree { return &Tree{layers: t.layers[:1], lower: true} }
+
+func replay(ctx context.Context, open Layer, u *upper) (*node, error) {
 	f, err := open()
 	if err != nil {
 		return nil, fmt.Errorf("open TOC: %w", err)
@@ -63,7 +92,6 @@ func replay(ctx context.Context, open Layer, lower []*node) (*node, error) {
 		return nil, err
 	}
 	defer r.Close()
-	u := newUpper(lower)
 	var e layer.Entry
 	for i := 0; ; i++ {
 		if i%4096 == 0 && ctx.Err() != nil {

@@ -36,8 +36,8 @@ type Stats struct {
 	Image    int64  // bytes of the image
 }
 
-// WriteImage writes the flat image. place says where a content is in the pack;
-// its error ends the writing.
+// WriteImage writes the image, flat or of a layer. place says where a content is
+// in the pack; its error ends the writing.
 func (t *Tree) WriteImage(ctx context.Context, w io.Writer, place func(layer.Digest) (pack.Placement, error)) (Stats, error) {
 	return t.write(ctx, w, &imager{place: place})
 }
@@ -51,7 +51,7 @@ func (t *Tree) WriteSkeleton(ctx context.Context, w io.Writer) error {
 }
 
 func (t *Tree) write(ctx context.Context, w io.Writer, m *imager) (Stats, error) {
-	m.ctx, m.shared = ctx, map[*node]erofs.Ino{}
+	m.ctx, m.shared, m.lower = ctx, map[*node]erofs.Ino{}, t.lower
 	// The writer wants to know the pack's size at once, and images do not
 	// depend on how long the pack happens to be: placements are collected
 	// first, and the highest one counts.
@@ -98,6 +98,7 @@ type imager struct {
 	place  func(layer.Digest) (pack.Placement, error)
 	shared map[*node]erofs.Ino // inodes that may have more names
 	stats  Stats
+	lower  bool // as in Tree
 
 	compressed bool // some content is
 	// packed are the clusters of the packed inode, those that several contents
@@ -187,7 +188,7 @@ func (m *imager) directory(dir erofs.Ino, nodes []*node) error {
 	if err := m.ctx.Err(); err != nil {
 		return err
 	}
-	for _, e := range list(nodes) {
+	for _, e := range m.list(nodes) {
 		n := e.nodes[0]
 		if m.place == nil && !n.isDir() && n.typ != layer.TypeSymlink {
 			continue
@@ -209,6 +210,26 @@ func (m *imager) directory(dir erofs.Ino, nodes []*node) error {
 	return nil
 }
 
+// list returns the names to be written of a merged directory.
+func (m *imager) list(dirs []*node) []entry {
+	if !m.lower {
+		return list(dirs)
+	}
+	var entries []entry
+	for name, n := range dirs[0].children {
+		// A directory that hides all of its name below needs no whiteouts, and
+		// overlayfs would list them.
+		if n.typ != layer.TypeWhiteout || !dirs[0].opaque {
+			entries = append(entries, entry{name, []*node{n}})
+		}
+	}
+	return sorted(entries)
+}
+
+// opaque is how a lower directory of overlayfs says that it hides what lies
+// below. TOCs hold no attributes of overlayfs's own.
+var opaque = erofs.Xattr{Name: "trusted.overlay.opaque", Value: []byte("y")}
+
 // add writes a node's inode, once however many names it has.
 func (m *imager) add(n *node) (erofs.Ino, error) {
 	if ino, ok := m.shared[n]; ok {
@@ -221,6 +242,9 @@ func (m *imager) add(n *node) (erofs.Ino, error) {
 			continue // of some host file system; no image could bring it
 		}
 		in.Xattrs = append(in.Xattrs, erofs.Xattr(x))
+	}
+	if m.lower && n.opaque {
+		in.Xattrs = append(in.Xattrs, opaque)
 	}
 	if n.typ == layer.TypeReg {
 		in.Size = n.size
@@ -250,7 +274,7 @@ func formatOf(t layer.Type) uint32 {
 		return unix.S_IFDIR
 	case layer.TypeSymlink:
 		return unix.S_IFLNK
-	case layer.TypeChar:
+	case layer.TypeChar, layer.TypeWhiteout: // overlayfs's whiteout is the device 0:0
 		return unix.S_IFCHR
 	case layer.TypeBlock:
 		return unix.S_IFBLK

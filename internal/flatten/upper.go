@@ -48,6 +48,7 @@ type upper struct {
 	// lower are the roots of the layers below, topmost first: implied
 	// directories take after them, hardlinks may name their files.
 	lower []*node
+	alone bool // lower is not known
 	// dirTimes are the directories as stated, in order: their times are set
 	// again when all is done, on whatever then has the name.
 	dirTimes []dirTime
@@ -149,6 +150,9 @@ func (u *upper) link(parent *node, name string, e *layer.Entry) error {
 	if target == nil {
 		// Only a lower layer has the file. A real overlay would copy it up
 		// first, and so both names belong to this layer.
+		if u.alone {
+			return fmt.Errorf("hardlink %q to %q: %w", e.Path, e.Target, ErrBelow)
+		}
 		below := u.findLower(e.Target)
 		if below == nil || below.isDir() {
 			return fmt.Errorf("hardlink %q: its target %q is in none of the layers: %w", e.Path, e.Target, errdefs.ErrFailedPrecondition)
@@ -197,7 +201,10 @@ func (u *upper) parent(p string) (*node, error) {
 	for w.next() {
 		n := w.at.children[w.name]
 		if !n.isDir() {
-			n = u.imply(w.at, w.path(), n)
+			var err error
+			if n, err = u.imply(w.at, w.path(), n); err != nil {
+				return nil, err
+			}
 			w.at.children[strings.Clone(w.name)] = n
 		}
 		w.enter(n)
@@ -211,7 +218,7 @@ func (u *upper) parent(p string) (*node, error) {
 
 // imply makes a directory that the layer needs and does not state: like the
 // topmost one below, else root's with mode 0755. old is what has the name now.
-func (u *upper) imply(parent *node, p string, old *node) *node {
+func (u *upper) imply(parent *node, p string, old *node) (*node, error) {
 	n := newDir()
 	if parent.mode&0o2000 != 0 {
 		n.gid = parent.gid
@@ -220,7 +227,10 @@ func (u *upper) imply(parent *node, p string, old *node) *node {
 		// Something else, and the layer puts a file below it all the same.
 		n.opaque = true
 		u.lastNode = nil
-		return n
+		return n, nil
+	}
+	if u.alone {
+		return nil, fmt.Errorf("directory %q: %w", p, ErrBelow)
 	}
 	for _, root := range u.lower {
 		if below := u.find(root, p); below != nil {
@@ -230,7 +240,7 @@ func (u *upper) imply(parent *node, p string, old *node) *node {
 			break
 		}
 	}
-	return n
+	return n, nil
 }
 
 // inherit gives a new node what mkdir and open give it before the entry's own

@@ -42,6 +42,20 @@ func FromUpper(ctx context.Context, dir string, root bool, toc *Writer, store Co
 	return nil
 }
 
+// Directory returns the metadata of a directory as an entry without a path.
+// overlayfs's own attributes are left out.
+func Directory(dir string) (Entry, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return Entry{}, fmt.Errorf("stat %s: %w", dir, err)
+	}
+	xs, _, err := readXattrs(dir)
+	if err != nil {
+		return Entry{}, fmt.Errorf("%s: %w", dir, err)
+	}
+	return entryOf(TypeDir, "", &st, xs), nil
+}
+
 type upperWalk struct {
 	ctx   context.Context
 	toc   *Writer
@@ -63,7 +77,7 @@ func (w *upperWalk) directory(d *os.File, p string, stated bool) error {
 		return fmt.Errorf("%q: %w", p, err)
 	}
 	if stated {
-		e := w.entry(TypeDir, p, &st, xs)
+		e := entryOf(TypeDir, p, &st, xs)
 		if err := w.toc.Add(&e); err != nil {
 			return err
 		}
@@ -108,14 +122,14 @@ func (w *upperWalk) name(d *os.File, name, p string) error {
 		return w.toc.Add(&Entry{Type: TypeWhiteout, Path: p})
 	}
 	if first, ok := w.links[st.Ino]; ok {
-		e := w.entry(TypeHardlink, p, &st, xs)
+		e := entryOf(TypeHardlink, p, &st, xs)
 		e.Target = first
 		return w.toc.Add(&e)
 	}
 	if st.Nlink > 1 {
 		w.links[st.Ino] = p
 	}
-	e := w.entry(typeOf(st.Mode), p, &st, xs)
+	e := entryOf(typeOf(st.Mode), p, &st, xs)
 	switch e.Type {
 	case TypeReg:
 		err = w.content(d, name, &e)
@@ -139,7 +153,7 @@ func (w *upperWalk) content(d *os.File, name string, e *Entry) error {
 	return readContent(ctxReader{w.ctx, io.LimitReader(f, e.Size)}, e, w.store)
 }
 
-func (w *upperWalk) entry(t Type, p string, st *unix.Stat_t, xs []Xattr) Entry {
+func entryOf(t Type, p string, st *unix.Stat_t, xs []Xattr) Entry {
 	return Entry{Type: t, Path: p, Mode: st.Mode & 07777, UID: st.Uid, GID: st.Gid,
 		Mtime: st.Mtim.Sec, MtimeNsec: uint32(st.Mtim.Nsec), Xattrs: xs, Size: st.Size}
 }

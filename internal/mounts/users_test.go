@@ -42,6 +42,13 @@ func TestUsersAreBindsAndOverlaysInAnyNamespace(t *testing.T) {
 	must(t, unix.Unmount(bind, 0))
 	must(t, unix.Unmount(over, 0))
 	users()
+	// One of several lower directories, whichever it is.
+	a, b := mkdir(t, root, "a"), mkdir(t, root, "b")
+	for _, lowers := range []string{target + ":" + a + ":" + b, a + ":" + target + ":" + b, a + ":" + b + ":" + target} {
+		must(t, unix.Mount("overlay", over, "overlay", unix.MS_RDONLY, "lowerdir="+lowers))
+		users(over)
+		must(t, unix.Unmount(over, 0))
+	}
 
 	// A process with mounts of its own, as a builder in a container has them.
 	hidden := mkdir(t, root, "hidden")
