@@ -8,7 +8,7 @@
 //	                           │└───WriteSkeleton─▶ directories and symlinks alone
 //	                          Top
 //	                           ▼
-//	TOC N ──────────Alone──▶ tree ──WriteImage──▶ layer image: a lower directory for overlayfs
+//	TOC K … TOC N ──Alone──▶ tree ──WriteImage──▶ layer image: a lower directory for overlayfs
 //
 // Kept here of the design's invariants: a container sees exactly what
 // overlayfs over the same layers would show (1), the same layers and
@@ -34,8 +34,8 @@ type Layer func() (io.ReadCloser, error)
 // bytes per entry of all layers together.
 type Tree struct {
 	layers []*node // roots of the layers' uppers, topmost first
-	// lower: a single layer's upper, to be written in the form in which
-	// overlayfs takes it as a lower directory.
+	// lower: there is one, to be written in the form in which overlayfs takes
+	// it as a lower directory.
 	lower bool
 }
 
@@ -62,24 +62,38 @@ func Merge(ctx context.Context, layers []Layer) (*Tree, error) {
 // or links to a file that only the layers below have.
 var ErrBelow = errors.New("the layer cannot be told without those below it")
 
-// Alone reads the TOC of one layer of a chain, whose tree it replays as
-// overlayfs's upper directory on the others. Of these it needs no more than the
-// root directory that they show. Layers that were upper directories state all
-// that is in them; where another one does not, the answer is ErrBelow.
-func Alone(ctx context.Context, open Layer, below *layer.Entry) (*Tree, error) {
-	u := newUpper(nil)
-	u.alone = true
-	u.root.takeAfter(&node{mode: below.Mode, uid: below.UID, gid: below.GID, mtime: below.Mtime, mtimeNsec: below.MtimeNsec, xattrs: below.Xattrs})
-	root, err := replay(ctx, open, u)
+// Alone reads the TOCs of the topmost layers of a chain, the bottom one first,
+// and makes one lower directory for overlayfs of them. Layers that were upper
+// directories state all that is in them; where another one does not, the answer
+// is ErrBelow.
+func Alone(ctx context.Context, layers []Layer, below *Below) (*Tree, error) {
+	r := &below.Root
+	root := &node{mode: r.Mode, uid: r.UID, gid: r.GID, mtime: r.Mtime, mtimeNsec: r.MtimeNsec, xattrs: r.Xattrs}
+	var roots []*node
+	for _, open := range layers {
+		u := newUpper(nil)
+		u.alone = true
+		u.root.takeAfter(root)
+		var err error
+		if root, err = replay(ctx, open, u); err != nil {
+			return nil, err
+		}
+		roots = slices.Insert(roots, 0, root)
+	}
+	return lower(roots, below)
+}
+
+// Top makes the n topmost layers of a chain into one lower directory for
+// overlayfs: what Alone makes of them, and of any others.
+func (t *Tree) Top(n int) (*Tree, error) { return lower(t.layers[:n], below(t.layers[n:])) }
+
+func lower(roots []*node, below *Below) (*Tree, error) {
+	root, err := fold(roots, nil, false, below)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("look up what lies below: %w", err)
 	}
 	return &Tree{layers: []*node{root}, lower: true}, nil
 }
-
-// Top is the topmost layer of a chain by itself: what Alone makes of it, and of
-// any other layer.
-func (t *Tree) Top() *Tree { return &Tree{layers: t.layers[:1], lower: true} }
 
 func replay(ctx context.Context, open Layer, u *upper) (*node, error) {
 	f, err := open()

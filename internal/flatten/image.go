@@ -217,11 +217,7 @@ func (m *imager) list(dirs []*node) []entry {
 	}
 	var entries []entry
 	for name, n := range dirs[0].children {
-		// A directory that hides all of its name below needs no whiteouts, and
-		// overlayfs would list them.
-		if n.typ != layer.TypeWhiteout || !dirs[0].opaque {
-			entries = append(entries, entry{name, []*node{n}})
-		}
+		entries = append(entries, entry{name, []*node{n}})
 	}
 	return sorted(entries)
 }
