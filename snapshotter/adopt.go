@@ -4,7 +4,6 @@ package snapshotter
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,14 +14,6 @@ import (
 	"github.com/squash-snapshotter/squash/internal/mounts"
 	"golang.org/x/sys/unix"
 )
-
-func parseChain(name string) (c chain, err error) {
-	b, err := hex.DecodeString(name)
-	if err != nil || len(b) != len(c) {
-		return c, fmt.Errorf("%q is no chain", name)
-	}
-	return chain(b), nil
-}
 
 // adoptMounts keeps the mounts that show files of this store, and takes away
 // those that show something else: the root may have been emptied, while the
@@ -35,8 +26,8 @@ func (s *Snapshotter) adoptMounts(ctx context.Context) error {
 	for target, m := range mounted {
 		name := filepath.Base(target)
 		want := s.skeleton(name)
-		if c, err := parseChain(name); err == nil && filepath.Dir(target) == s.flatMounts() {
-			want = s.image(c)
+		if i, err := parseImageName(name); err == nil && filepath.Dir(target) == s.imageMounts() {
+			want = s.image(i)
 		}
 		if exists(want) && m.Shows(want) {
 			continue
@@ -46,10 +37,10 @@ func (s *Snapshotter) adoptMounts(ctx context.Context) error {
 			return fmt.Errorf("unmount %s, whose image is gone: %w", target, err)
 		}
 		failpoint.Hit("mount.remove")
-		log.G(ctx).WithFields(log.Fields{"target": target, "image": m.Image}).Warn("unmounted a flat image that is not of this store")
+		log.G(ctx).WithFields(log.Fields{"target": target, "image": m.Image}).Warn("unmounted an image that is not of this store")
 	}
 	// Mount points without a mount are left from a crash between the two.
-	for _, dir := range []string{s.flatMounts(), s.skeletonMounts()} {
+	for _, dir := range []string{s.imageMounts(), s.skeletonMounts()} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return err

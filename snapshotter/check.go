@@ -262,9 +262,9 @@ func forgetCachedPages() error {
 	return nil
 }
 
-// images compares the flat images with the sums that were noted.
+// images compares the images with the sums that were noted.
 func (c *check) images(ctx context.Context) error {
-	images, err := c.s.flatImages()
+	images, err := c.s.imageFiles()
 	if err != nil {
 		return err
 	}
@@ -279,12 +279,12 @@ func (c *check) images(ctx context.Context) error {
 		}
 		c.progress("images", uint64(i+1), uint64(len(images)))
 		c.sum.Images++
-		done := c.s.useFlat(image)
+		done := c.s.useImage(image)
 		err := c.s.checkImage(image)
 		if err != nil && exists(c.s.image(image)) {
 			f := Finding{Kind: FindingImage, Object: c.s.image(image), Detail: err.Error(), Remedy: "run with --repair: it is built again from the layers"}
 			if c.opts.Repair {
-				if merr := c.s.mendImage(ctx, image, ids[image]); merr == nil {
+				if merr := c.s.mendImage(ctx, image, ids[image.chain]); merr == nil {
 					f.Repaired = true
 				} else {
 					f.Remedy = merr.Error()
@@ -297,12 +297,12 @@ func (c *check) images(ctx context.Context) error {
 	return nil
 }
 
-func (s *Snapshotter) checkImage(c chain) error {
-	refs, err := s.readRefs(c)
+func (s *Snapshotter) checkImage(i imageName) error {
+	refs, err := s.readRefs(i)
 	if err != nil {
 		return fmt.Errorf("list of contents: %w", err)
 	}
-	f, err := os.Open(s.image(c))
+	f, err := os.Open(s.image(i))
 	if err != nil {
 		return err
 	}
@@ -321,13 +321,13 @@ func (s *Snapshotter) checkImage(c chain) error {
 	return nil
 }
 
-// mendImage builds a flat image again. The bytes are the same as they were, so
+// mendImage builds an image again. The bytes are the same as they were, so
 // they are written where the damaged ones are: mounts of it see them.
-func (s *Snapshotter) mendImage(ctx context.Context, c chain, ids []string) error {
+func (s *Snapshotter) mendImage(ctx context.Context, i imageName, ids []string) error {
 	if ids == nil {
 		return errors.New("no snapshot has this image: it goes with its last container")
 	}
-	tree, err := s.merge(ctx, ids)
+	tree, err := s.imageTree(ctx, i, ids)
 	if err != nil {
 		return err
 	}
@@ -337,7 +337,7 @@ func (s *Snapshotter) mendImage(ctx context.Context, c chain, ids []string) erro
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(s.image(c), os.O_WRONLY, 0)
+	f, err := os.OpenFile(s.image(i), os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
@@ -349,10 +349,10 @@ func (s *Snapshotter) mendImage(ctx context.Context, c chain, ids []string) erro
 	if err := errors.Join(f.Truncate(stats.Image), f.Sync()); err != nil {
 		return err
 	}
-	if err := writeFile(s.refs(c), true, func(w io.Writer) error { return flatten.WriteRefs(w, refs) }); err != nil {
+	if err := writeFile(s.refs(i), true, func(w io.Writer) error { return flatten.WriteRefs(w, refs) }); err != nil {
 		return err
 	}
-	return errors.Join(forgetCachedPages(), s.checkImage(c))
+	return errors.Join(forgetCachedPages(), s.checkImage(i))
 }
 
 // files looks for what belongs to nothing.
@@ -401,12 +401,12 @@ func (s *Snapshotter) orphans(ctx context.Context) (orphans []string, err error)
 	if err != nil {
 		return nil, err
 	}
-	mounted, err := mounts.Mounted(s.flatMounts())
+	mounted, err := mounts.Mounted(s.imageMounts())
 	if err != nil {
 		return nil, err
 	}
 	for target := range mounted {
-		if image, err := parseChain(filepath.Base(target)); err != nil || !exists(s.image(image)) {
+		if image, err := parseImageName(filepath.Base(target)); err != nil || !exists(s.image(image)) {
 			orphans = append(orphans, target)
 		}
 	}

@@ -78,8 +78,8 @@ func TestCheckFindsAndMendsDamage(t *testing.T) {
 		quick  bool // found without reading contents
 	}{
 		"a content":          {func(n *node, _ string) { overwrite(n.t, n.pack.Path(), where(n)+5000, []byte("damage")) }, FindingContent, false},
-		"a flat image":       {func(n *node, top string) { overwrite(n.t, n.image(n.chainOf(top)), 1200, []byte("damage")) }, FindingImage, true},
-		"a list of contents": {func(n *node, top string) { overwrite(n.t, n.refs(n.chainOf(top)), 33, []byte{0xff}) }, FindingImage, true},
+		"a flat image":       {func(n *node, top string) { overwrite(n.t, n.image(n.flatImage(top)), 1200, []byte("damage")) }, FindingImage, true},
+		"a list of contents": {func(n *node, top string) { overwrite(n.t, n.refs(n.flatImage(top)), 33, []byte{0xff}) }, FindingImage, true},
 		"a TOC": {func(n *node, top string) {
 			overwrite(n.t, n.toc(n.id(checkedImage().names("ns/1")[0])), 40, []byte("damage"))
 		}, FindingLayer, true},
@@ -161,7 +161,7 @@ func TestCheckFindsAndDetachesLeakedLoopDevices(t *testing.T) {
 				t.Fatalf("%+v", findings)
 			}
 
-			leaked := []string{losetup(t, n.pack.Path()), losetup(t, n.image(n.chainOf(top)))}
+			leaked := []string{losetup(t, n.pack.Path()), losetup(t, n.image(n.flatImage(top)))}
 			slices.Sort(leaked)
 			for _, opts := range []CheckOptions{{Quick: true}, {}} {
 				findings, _ := n.checked(opts)
@@ -193,7 +193,7 @@ func TestCheckFindsAndDetachesLeakedLoopDevices(t *testing.T) {
 func TestOnlyFilesThatAreMountedMayLeakLoopDevices(t *testing.T) {
 	l := layout{root: "/root", state: "/state"}
 	for path, want := range map[string]bool{
-		l.root + "/pack": true, l.image(chain{1}): true, l.image(chain{1}) + ".tmp": true, l.skeleton("17"): true,
+		l.root + "/pack": true, l.image(flatImage(chain{1})): true, l.image(flatImage(chain{1})) + ".tmp": true, l.skeleton("17"): true,
 		l.metadata(): false, l.upper("17") + "/pack": false, l.upper("17") + "/5/skeleton.erofs": false, l.snapshotsDir() + "/x/skeleton.erofs": false, "/elsewhere/pack": false, "": false,
 	} {
 		if got := l.mountable(path); got != want {

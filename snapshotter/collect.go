@@ -89,6 +89,17 @@ func (k known) byName() map[string]string {
 	return ids
 }
 
+// committedParents are the names of the snapshots that have a committed child.
+func (k known) committedParents() map[string]bool {
+	parents := map[string]bool{}
+	for _, info := range k {
+		if info.Kind == snapshots.KindCommitted {
+			parents[info.Parent] = true
+		}
+	}
+	return parents
+}
+
 // lineage returns a snapshot and its parents, the bottom one first. byName is
 // k.byName().
 func (k known) lineage(id string, byName map[string]string) (ids []string) {
@@ -136,7 +147,7 @@ func (s *Snapshotter) collect(ctx context.Context, sweep bool) error {
 	for _, id := range skeletons {
 		errs = errors.Join(errs, s.dropSkeleton(id))
 	}
-	dropped, err := s.collectFlats(ctx, ids, began)
+	dropped, err := s.collectImages(ctx, ids, began)
 	errs = errors.Join(errs, err)
 	for _, id := range layers {
 		errs = errors.Join(errs, os.RemoveAll(s.layer(id)))
@@ -204,45 +215,32 @@ func unknownNames(dir string, ids known) ([]string, error) {
 	return names, nil
 }
 
-// collectFlats unmounts and removes the flat images whose chain is no committed
-// snapshot's. What is still in use stays, and keeps its content by its refs; it
-// goes at the first collection after its last user.
-func (s *Snapshotter) collectFlats(ctx context.Context, ids known, began uint64) (dropped int, errs error) {
-	live := s.tops(ids)
-	images, err := s.flatImages()
+// collectImages unmounts and removes the images that nobody needs: flat ones
+// whose chain is no committed snapshot's, and those of layers (see neededLayers).
+// What is still in use stays, and keeps its content by its refs; it goes at the
+// first collection after its last user.
+func (s *Snapshotter) collectImages(ctx context.Context, ids known, began uint64) (dropped int, errs error) {
+	images, err := s.imageFiles()
 	if err != nil {
 		return 0, err
 	}
-	for _, c := range images {
-		if len(live[c]) > 0 {
+	chains := s.chains(ids)
+	live := topsOf(ids, chains)
+	stacked := neededLayers(ids, chains, images)
+	for _, i := range images {
+		if stacked[i] || i.layers == 0 && len(live[i.chain]) > 0 {
 			continue
 		}
-		switch err := s.dropFlat(c, began); {
+		switch err := s.dropImage(i, began); {
 		case err == nil:
 			dropped++
 		case errdefs.IsFailedPrecondition(err):
-			log.G(ctx).WithError(err).Info("a removed image is still in use")
+			log.G(ctx).WithError(err).Info("an image that is no longer needed is still in use")
 		default:
 			errs = errors.Join(errs, err)
 		}
 	}
 	return dropped, errs
-}
-
-// flatImages lists the chains that have a flat image.
-func (s *Snapshotter) flatImages() ([]chain, error) {
-	entries, err := os.ReadDir(s.imagesDir())
-	if err != nil {
-		return nil, err
-	}
-	var images []chain
-	for _, e := range entries {
-		name, ok := strings.CutSuffix(e.Name(), imageSuffix)
-		if c, err := parseChain(name); ok && err == nil {
-			images = append(images, c)
-		}
-	}
-	return images, nil
 }
 
 // chains returns the TOCs of each snapshot's chain by ID, the bottom one first;
@@ -275,8 +273,12 @@ func (s *Snapshotter) chains(ids known) map[string][]layer.Summary {
 
 // tops returns the committed snapshots whose TOCs are to be had, by chain.
 func (s *Snapshotter) tops(ids known) map[chain][]string {
+	return topsOf(ids, s.chains(ids))
+}
+
+func topsOf(ids known, chains map[string][]layer.Summary) map[chain][]string {
 	tops := map[chain][]string{}
-	for id, tocs := range s.chains(ids) {
+	for id, tocs := range chains {
 		if ids[id].Kind == snapshots.KindCommitted && tocs != nil {
 			c := chainOf(tocs)
 			tops[c] = append(tops[c], id)
@@ -285,37 +287,37 @@ func (s *Snapshotter) tops(ids known) map[chain][]string {
 	return tops
 }
 
-// dropFlat unmounts and removes a flat image unless somebody came to need it
+// dropImage unmounts and removes an image unless somebody came to need it
 // since the collection began. ErrFailedPrecondition: it is in use.
-func (s *Snapshotter) dropFlat(c chain, began uint64) error {
+func (s *Snapshotter) dropImage(i imageName, began uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if u := s.flats[c]; u != nil {
+	if u := s.uses[i]; u != nil {
 		if u.users > 0 || u.last > began {
-			return fmt.Errorf("flat image %s is wanted again: %w", c, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("%s is wanted again: %w", i.what(), errdefs.ErrFailedPrecondition)
 		}
-		delete(s.flats, c)
+		delete(s.uses, i)
 	}
-	users, err := mounts.Users(s.flatMount(c))
+	users, err := mounts.Users(s.imageMount(i))
 	if err != nil {
 		return err
 	}
 	if len(users) > 0 {
-		return fmt.Errorf("flat image %s is mounted at %s: %w", c, users[0], errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s is mounted at %s: %w", i.what(), users[0], errdefs.ErrFailedPrecondition)
 	}
-	if err := s.mounter.Unmount(s.flatMount(c)); err != nil {
+	if err := s.mounter.Unmount(s.imageMount(i)); err != nil {
 		return err
 	}
 	failpoint.Hit("mount.remove")
-	if err := removeIfThere(s.flatMount(c)); err != nil {
+	if err := removeIfThere(s.imageMount(i)); err != nil {
 		return err
 	}
 	failpoint.Hit("mountpoint.remove")
-	if err := os.Remove(s.image(c)); err != nil {
+	if err := os.Remove(s.image(i)); err != nil {
 		return err
 	}
 	failpoint.Hit("image.remove")
-	if err := removeIfThere(s.refs(c)); err != nil {
+	if err := removeIfThere(s.refs(i)); err != nil {
 		return err
 	}
 	failpoint.Hit("refs.remove")

@@ -118,7 +118,7 @@ func keepsContentWhileUsed(n *node) {
 	if string(got) != noise(1<<20+300_000, 13) {
 		t.Error("a running container reads something else than its image's content")
 	}
-	if !exists(n.flatMount(n.onlyOtherChain("ns/2", sample(2)))) {
+	if !exists(n.imageMount(n.onlyOtherImage("ns/2", sample(2)))) {
 		t.Error("the flat image of a running container was unmounted")
 	}
 	undo()
@@ -127,19 +127,19 @@ func keepsContentWhileUsed(n *node) {
 	n.expectNothingLeft()
 }
 
-// onlyOtherChain is the chain that has a flat image and is not that of img.
-func (n *node) onlyOtherChain(prefix string, img image) chain {
+// onlyOtherImage is the image that is there and is not that of img.
+func (n *node) onlyOtherImage(prefix string, img image) imageName {
 	n.t.Helper()
-	mine := n.chainOf(img.names(prefix)[len(img)-1])
+	mine := n.flatImage(img.names(prefix)[len(img)-1])
 	entries, err := os.ReadDir(n.imagesDir())
 	must(n.t, err)
 	for _, e := range entries {
-		if c, err := parseChain(e.Name()[:len(e.Name())-len(imageSuffix)]); err == nil && c != mine {
+		if c, err := parseImageName(e.Name()[:len(e.Name())-len(imageSuffix)]); err == nil && c != mine {
 			return c
 		}
 	}
 	n.t.Fatal("no other flat image")
-	return chain{}
+	return imageName{}
 }
 
 // The same with views, whose mounts are binds of the flat image.

@@ -202,17 +202,17 @@ func TestAFlatImageThatIsAskedForDuringACollectionStays(t *testing.T) {
 	ctx := context.Background()
 	top := n.pull("ns/1", crashImage(0))
 	must(t, n.Flatten(ctx, top))
-	c := n.chainOf(top)
+	c := n.flatImage(top)
 	began := n.clock
-	done := n.useFlat(c)
-	if err := n.dropFlat(c, n.clock); !errdefs.IsFailedPrecondition(err) {
+	done := n.useImage(c)
+	if err := n.dropImage(c, n.clock); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a flat image that is being asked for is dropped: %v", err)
 	}
 	done()
-	if err := n.dropFlat(c, began); !errdefs.IsFailedPrecondition(err) {
+	if err := n.dropImage(c, began); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a flat image that was asked for since the collection began is dropped: %v", err)
 	}
-	must(t, n.dropFlat(c, n.clock))
+	must(t, n.dropImage(c, n.clock))
 	if len(mountsBelow(t, n.dir)) > 0 || exists(n.image(c)) {
 		t.Error("a flat image that nobody asked for is still there")
 	}
@@ -230,7 +230,7 @@ func TestContentThatAFlatImageIsWrittenOverIsNotFreed(t *testing.T) {
 	top := n.pull("ns/1", image{treetest.Layer(steps...)})
 	before := n.pack.Stats()
 	// The image goes into a pipe that holds less than it.
-	pipe, err := smallPipe(n.image(n.chainOf(top)) + tmpSuffix)
+	pipe, err := smallPipe(n.image(n.flatImage(top)) + tmpSuffix)
 	must(t, err)
 	done := make(chan error)
 	go func() { done <- n.Flatten(ctx, top) }()

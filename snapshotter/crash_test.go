@@ -267,7 +267,7 @@ func (n *node) wholeAfterKill(want map[string]treetest.Tree) {
 		sameTree(t, want[info.Name], tree)
 	}
 	for _, m := range mountsBelow(t, n.dir) {
-		c, err := parseChain(filepath.Base(m.Mountpoint))
+		c, err := parseImageName(filepath.Base(m.Mountpoint))
 		if err == nil && !exists(n.image(c)) {
 			t.Errorf("mounted without an image: %s", m.Mountpoint)
 		}

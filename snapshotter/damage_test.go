@@ -39,28 +39,28 @@ func TestDamageOfOneImageStaysItsOwn(t *testing.T) {
 		return os.WriteFile(path, b, 0o600)
 	}
 	type damage struct {
-		do    func(l layout, id string, c chain) error
+		do    func(l layout, id string, c imageName) error
 		wrong bool // the image cannot be shown any more
 	}
 	for name, d := range map[string]damage{
-		"TOC without its end": {func(l layout, id string, _ chain) error { return truncate(l.toc(id), 10) }, true},
-		"empty TOC":           {func(l layout, id string, _ chain) error { return truncate(l.toc(id), 1<<40) }, true},
-		"flipped bit in the TOC": {func(l layout, id string, c chain) error {
+		"TOC without its end": {func(l layout, id string, _ imageName) error { return truncate(l.toc(id), 10) }, true},
+		"empty TOC":           {func(l layout, id string, _ imageName) error { return truncate(l.toc(id), 1<<40) }, true},
+		"flipped bit in the TOC": {func(l layout, id string, c imageName) error {
 			return errors.Join(flip(l.toc(id), 60), os.Remove(l.image(c)))
 		}, true},
-		"flipped bit in a trailer": {func(l layout, id string, _ chain) error { return flip(l.toc(id), -3) }, true},
-		"other magic": {func(l layout, id string, c chain) error {
+		"flipped bit in a trailer": {func(l layout, id string, _ imageName) error { return flip(l.toc(id), -3) }, true},
+		"other magic": {func(l layout, id string, c imageName) error {
 			return errors.Join(flip(l.toc(id), 0), os.Remove(l.image(c)))
 		}, true},
-		"no TOC":             {func(l layout, id string, _ chain) error { return os.Remove(l.toc(id)) }, false}, // its blob brings it back
-		"no layer directory": {func(l layout, id string, _ chain) error { return os.RemoveAll(l.layer(id)) }, true},
+		"no TOC":             {func(l layout, id string, _ imageName) error { return os.Remove(l.toc(id)) }, false}, // its blob brings it back
+		"no layer directory": {func(l layout, id string, _ imageName) error { return os.RemoveAll(l.layer(id)) }, true},
 		// What is read from the flat image does not need it.
-		"flipped bit in the TOC under a flat image": {func(l layout, id string, _ chain) error { return flip(l.toc(id), 60) }, false},
-		"source file of garbage":                    {func(l layout, id string, _ chain) error { return os.WriteFile(l.source(id), []byte("{"), 0o600) }, false},
-		"no list of what it shows":                  {func(l layout, _ string, c chain) error { return os.Remove(l.refs(c)) }, false},
-		"damaged list":                              {func(l layout, _ string, c chain) error { return flip(l.refs(c), -1) }, false},
-		"no flat image":                             {func(l layout, _ string, c chain) error { return os.Remove(l.image(c)) }, false},
-		"no flat image and no list":                 {func(l layout, _ string, c chain) error { return os.RemoveAll(l.imagesDir()) }, false},
+		"flipped bit in the TOC under a flat image": {func(l layout, id string, _ imageName) error { return flip(l.toc(id), 60) }, false},
+		"source file of garbage":                    {func(l layout, id string, _ imageName) error { return os.WriteFile(l.source(id), []byte("{"), 0o600) }, false},
+		"no list of what it shows":                  {func(l layout, _ string, c imageName) error { return os.Remove(l.refs(c)) }, false},
+		"damaged list":                              {func(l layout, _ string, c imageName) error { return flip(l.refs(c), -1) }, false},
+		"no flat image":                             {func(l layout, _ string, c imageName) error { return os.Remove(l.image(c)) }, false},
+		"no flat image and no list":                 {func(l layout, _ string, c imageName) error { return os.RemoveAll(l.imagesDir()) }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -69,7 +69,7 @@ func TestDamageOfOneImageStaysItsOwn(t *testing.T) {
 			good, bad := n.pull("ns/1", sample(1)), n.pull("ns/2", sample(2))
 			wantGood, wantBad := n.tree(good), n.tree(bad)
 			middle := sample(2).names("ns/2")[1]
-			id, c, l := n.id(middle), n.chainOf(bad), n.layout
+			id, c, l := n.id(middle), n.flatImage(bad), n.layout
 			n.close()
 			for _, m := range mountsBelow(t, n.dir) {
 				must(t, unmount(m.Mountpoint))
@@ -121,7 +121,7 @@ func TestADamagedFlatImageIsReportedAndRemovable(t *testing.T) {
 	good, bad := n.pull("ns/1", sample(1)), n.pull("ns/2", sample(2))
 	want := n.tree(good)
 	must(t, n.Flatten(ctx, bad))
-	c := n.chainOf(bad)
+	c := n.flatImage(bad)
 	n.close()
 	must(t, unmount(n.cfg.State+"/mnt/"+c.String()))
 	image := filepath.Join(n.cfg.Root, "images", c.String()+imageSuffix)
@@ -151,7 +151,7 @@ func TestAFlatImageIsRebuiltByteForByte(t *testing.T) {
 	read := func(n *node, top string) []byte {
 		t.Helper()
 		must(t, n.Flatten(ctx, top))
-		b, err := os.ReadFile(n.image(n.chainOf(top)))
+		b, err := os.ReadFile(n.image(n.flatImage(top)))
 		must(t, err)
 		return b
 	}
@@ -162,8 +162,8 @@ func TestAFlatImageIsRebuiltByteForByte(t *testing.T) {
 		if !bytes.Equal(first, read(twin, sample(i).names(fmt.Sprint("other/", i))[2])) {
 			t.Errorf("image %d: a store that took the same layers in the same order has another flat image", i)
 		}
-		c := n.chainOf(top)
-		must(t, unmount(n.flatMount(c)))
+		c := n.flatImage(top)
+		must(t, unmount(n.imageMount(c)))
 		must(t, os.Remove(n.image(c)))
 		if !bytes.Equal(first, read(n, top)) {
 			t.Errorf("image %d was rebuilt with other bytes", i)

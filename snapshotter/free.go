@@ -16,7 +16,7 @@ import (
 
 // sweep frees the content that nobody needs. A content is needed if
 //
-//   - a flat image shows it, or
+//   - an image shows it, flat or of a layer, or
 //   - a layer refers to it that belongs to no flattened chain: who can say
 //     what its image will show, or
 //   - a layer refers to it that could not be brought back from its blob.
@@ -78,31 +78,34 @@ type needed struct {
 	layers map[string]bool   // layers that need all their contents
 }
 
-// markImages keeps what flat images show, those without a snapshot included:
+// markImages keeps what images show, those without a snapshot included:
 // somebody may still have them mounted. It returns the layers whose chains have
 // a flat image and need not keep more than that shows.
 func (s *Snapshotter) markImages(mark *pack.Mark, ids known, need *needed) (flattened map[string]bool, err error) {
 	tops, byName := s.tops(ids), ids.byName()
-	images, err := s.flatImages()
+	images, err := s.imageFiles()
 	if err != nil {
 		return nil, err
 	}
 	flattened = map[string]bool{}
-	for _, c := range images {
-		refs, err := s.readRefs(c)
-		if (errors.Is(err, os.ErrNotExist) || errors.Is(err, flatten.ErrRefsDamaged)) && len(tops[c]) > 0 {
+	for _, i := range images {
+		refs, err := s.readRefs(i)
+		if (errors.Is(err, os.ErrNotExist) || errors.Is(err, flatten.ErrRefsDamaged)) && len(tops[i.chain]) > 0 {
 			continue // all that its layers refer to is kept: what it shows, and more
 		}
 		if err != nil {
-			return nil, fmt.Errorf("nothing is freed, for it is not known what flat image %s shows: %w", c, err)
+			return nil, fmt.Errorf("nothing is freed, for it is not known what %s shows: %w", i.what(), err)
 		}
-		for i, b := range refs.Blocks {
+		for k, b := range refs.Blocks {
 			mark.KeepBlock(b)
-			if refs.Used[i] > 0 {
-				need.used[b] += uint64(refs.Used[i])
+			if refs.Used[k] > 0 {
+				need.used[b] += uint64(refs.Used[k])
 			}
 		}
-		for _, id := range tops[c] {
+		if i.layers > 0 {
+			continue // what it hides, a flat image of another chain may show
+		}
+		for _, id := range tops[i.chain] {
 			for _, below := range ids.lineage(id, byName) {
 				flattened[below] = true
 			}
@@ -111,8 +114,8 @@ func (s *Snapshotter) markImages(mark *pack.Mark, ids known, need *needed) (flat
 	return flattened, nil
 }
 
-func (s *Snapshotter) readRefs(c chain) (flatten.Refs, error) {
-	f, err := os.Open(s.refs(c))
+func (s *Snapshotter) readRefs(i imageName) (flatten.Refs, error) {
+	f, err := os.Open(s.refs(i))
 	if err != nil {
 		return flatten.Refs{}, err
 	}

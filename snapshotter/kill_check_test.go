@@ -95,18 +95,23 @@ func (n *node) disorder(ctx context.Context) error {
 			live[chainOf(tocs)] = true
 		}
 	}
+	images, err := n.imageFiles()
+	if err != nil {
+		bad("%w", err)
+	}
+	needed := neededLayers(ids, n.chains(ids), images)
 	each(n.imagesDir(), func(name string) {
-		c, err := parseChain(strings.TrimSuffix(strings.TrimSuffix(name, imageSuffix), refsSuffix))
-		if err != nil || !live[c] || !exists(n.image(c)) {
+		i, err := parseImageName(strings.TrimSuffix(strings.TrimSuffix(name, imageSuffix), refsSuffix))
+		if err != nil || !live[i.chain] || i.layers > 0 && !needed[i] || !exists(n.image(i)) {
 			bad("images/%s is left", name)
 			return
 		}
-		blocks, err := n.readRefs(c)
+		blocks, err := n.readRefs(i)
 		if err != nil {
-			bad("refs of %s: %w", c, err)
+			bad("refs of %s: %w", i, err)
 		}
 		if none := n.pack.Begins(blocks.Blocks); len(none) > 0 {
-			bad("flat image %s shows blocks %v that are no content's", c, none)
+			bad("%s shows blocks %v that are no content's", i.what(), none)
 		}
 	})
 	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(n.state))
@@ -117,8 +122,8 @@ func (n *node) disorder(ctx context.Context) error {
 	for _, m := range infos {
 		mounted = append(mounted, m.Mountpoint)
 	}
-	each(n.flatMounts(), func(name string) {
-		if c, err := parseChain(name); err != nil || !live[c] || !exists(n.image(c)) || !slices.Contains(mounted, n.flatMount(c)) {
+	each(n.imageMounts(), func(name string) {
+		if i, err := parseImageName(name); err != nil || !live[i.chain] || !exists(n.image(i)) || !slices.Contains(mounted, n.imageMount(i)) {
 			bad("mount point %s is left", name)
 		}
 	})

@@ -119,6 +119,63 @@ func commitWritten(ctx context.Context, n *node, name, key, file string) error {
 	return err
 }
 
+const builtSteps = 3
+
+func builtName(step int) string { return fmt.Sprintf("ns/0/build step %d", step) }
+
+// build commits a few steps on top of each other, has a view of each, and waits
+// until the last one is flat.
+func build(ctx context.Context, n *node) error {
+	parent := killImages[1].names(killPrefix(1))[1]
+	for i := range builtSteps {
+		name := builtName(i)
+		if _, err := n.Stat(ctx, name); err != nil {
+			key := fmt.Sprintf("ns/0/step-%d", rand.Uint64())
+			m, err := n.Prepare(ctx, key, parent)
+			if err != nil {
+				return err
+			}
+			upper, err := upperOf(m)
+			if err != nil {
+				return err
+			}
+			at := time.Unix(1_600_000_000+int64(i), 5)
+			path := filepath.Join(upper, fmt.Sprint("built", i))
+			if err := errors.Join(os.WriteFile(path, []byte(noise(6000, 900+uint64(i))), 0o640), os.Chtimes(path, time.Time{}, at)); err != nil {
+				return err
+			}
+			if i > 0 {
+				if err := unix.Mknod(filepath.Join(upper, fmt.Sprint("built", i-1)), unix.S_IFCHR, 0); err != nil {
+					return err
+				}
+			}
+			if err := errors.Join(os.Chtimes(upper, time.Time{}, at), n.Commit(ctx, name, key)); err != nil {
+				return err
+			}
+		}
+		key := fmt.Sprintf("ns/0/view-%d", rand.Uint64())
+		if _, err := n.View(ctx, key, name); err != nil {
+			return err
+		}
+		if err := n.Remove(ctx, key); err != nil {
+			return err
+		}
+		parent = name
+	}
+	var ids []string
+	if err := n.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		ids, err = committedChain(ctx, parent)
+		return err
+	}); err != nil {
+		return err
+	}
+	tocs, err := n.summaries(ctx, ids)
+	if err != nil {
+		return err
+	}
+	return eventually(func() error { _, err := os.Stat(n.image(flatImage(chainOf(tocs)))); return err })
+}
+
 func upperOf(m []mount.Mount) (string, error) {
 	for _, o := range m[0].Options {
 		if v, ok := strings.CutPrefix(o, "upperdir="); ok {
@@ -204,6 +261,12 @@ var scenarios = map[string]scenario{
 		do:    pulled(2),
 	},
 	"upper directories": {before: pulled(1), ready: shown, do: inOrder(commitContainer, commitWalked)},
+	"build": {
+		config: func(c *Config) { c.quiet = 500 * time.Millisecond },
+		before: pulled(1),
+		ready:  shown,
+		do:     build,
+	},
 	// A power cut took bytes of a layer that was not durable.
 	"reboot": {before: pulled(0), damage: losePower, ready: nothing, do: pulled(0, 1)},
 	"remove": {before: inOrder(pulled(0, 1), commitContainer), ready: shown, do: removed},

@@ -158,11 +158,12 @@ func TestAKillOfTheStartAfterAKillIsSurvived(t *testing.T) {
 	killAll(t, []life{
 		{"first start and unpack", true, "pack.write in writeChunk"},
 		{"first start and unpack", true, "index.rename in publishIndex < publishPending"},
-		{"first start and unpack", true, "file.rename in writeFile < writeFlat"},
+		{"first start and unpack", true, "file.rename in writeFile < writeImageFile"},
 		{"first start and unpack", true, "index.rename in publishIndex < cut"},
 		{"restore", true, "index.rename in publishIndex < publishPending < publish < Publish < restore"},
 		{"upper directories", true, "metastore.ready in update < create"},
 		{"upper directories", true, "metastore.commit in update < Commit"},
+		{"build", true, "image.remove"},
 		{"remove", true, "image.remove"},
 		{"reboot", true, ""},
 	})
@@ -382,6 +383,7 @@ func killTrees(t *testing.T) map[string]treetest.Tree {
 	}
 	must(t, commitContainer(ctx, n))
 	must(t, commitWalked(ctx, n))
+	must(t, build(ctx, n))
 	for _, info := range n.all() {
 		if info.Kind == snapshots.KindCommitted {
 			want[info.Name] = n.tree(info.Name)

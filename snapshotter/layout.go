@@ -25,9 +25,9 @@ const tmpSuffix = ".tmp"
 //
 //	<root>/version, boot, reserve, metadata.db, pack, index/      (pack and index: package pack)
 //	       layers/<id>/{toc,source,durable,lost}
-//	       images/<chain>.{erofs,refs}
+//	       images/<chain>{,-<layers>}.{erofs,refs}
 //	       snapshots/<id>/{fs,work,extract,skeleton.erofs}
-//	<state>/mnt/<chain>, skeletons/<id>            mount points
+//	<state>/mnt/<chain>{,-<layers>}, skeletons/<id>  mount points
 type layout struct{ root, state string }
 
 func makeLayout(root, state string) (layout, error) {
@@ -59,7 +59,7 @@ func makeLayout(root, state string) (layout, error) {
 	if err := l.checkVersion(); err != nil {
 		return l, err
 	}
-	for _, dir := range []string{l.layersDir(), l.imagesDir(), l.snapshotsDir(), l.flatMounts(), l.skeletonMounts()} {
+	for _, dir := range []string{l.layersDir(), l.imagesDir(), l.snapshotsDir(), l.imageMounts(), l.skeletonMounts()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return l, err
 		}
@@ -132,13 +132,15 @@ const (
 	refsSuffix  = ".refs"
 )
 
-func (l layout) image(c chain) string { return filepath.Join(l.imagesDir(), c.String()+imageSuffix) }
-func (l layout) refs(c chain) string  { return filepath.Join(l.imagesDir(), c.String()+refsSuffix) }
+func (l layout) image(i imageName) string {
+	return filepath.Join(l.imagesDir(), i.String()+imageSuffix)
+}
+func (l layout) refs(i imageName) string { return filepath.Join(l.imagesDir(), i.String()+refsSuffix) }
 
-// Mount points. Overlays are never mounted below flatMounts: containerd's ID
+// Mount points. Overlays are never mounted below imageMounts: containerd's ID
 // mapping clones what is there.
-func (l layout) flatMounts() string             { return filepath.Join(l.state, "mnt") }
-func (l layout) flatMount(c chain) string       { return filepath.Join(l.flatMounts(), c.String()) }
+func (l layout) imageMounts() string            { return filepath.Join(l.state, "mnt") }
+func (l layout) imageMount(i imageName) string  { return filepath.Join(l.imageMounts(), i.String()) }
 func (l layout) skeletonMounts() string         { return filepath.Join(l.state, "skeletons") }
 func (l layout) skeletonMount(id string) string { return filepath.Join(l.skeletonMounts(), id) }
 

@@ -302,7 +302,7 @@ func (n *node) removeAll() {
 // nothingLeft tells what a store that was emptied still has.
 func (n *node) nothingLeft() error {
 	var errs error
-	for _, dir := range []string{n.layersDir(), n.imagesDir(), n.snapshotsDir(), n.flatMounts(), n.skeletonMounts()} {
+	for _, dir := range []string{n.layersDir(), n.imagesDir(), n.snapshotsDir(), n.imageMounts(), n.skeletonMounts()} {
 		entries, err := os.ReadDir(dir)
 		errs = errors.Join(errs, err)
 		for _, e := range entries {
@@ -349,8 +349,8 @@ func (n *node) id(name string) string {
 	return id
 }
 
-// chainOf returns the chain of a committed snapshot.
-func (n *node) chainOf(name string) chain {
+// flatImage names the flat image of a committed snapshot, which need not be there.
+func (n *node) flatImage(name string) imageName {
 	n.t.Helper()
 	var ids []string
 	ctx := context.Background()
@@ -359,7 +359,7 @@ func (n *node) chainOf(name string) chain {
 		return err
 	}))
 	tocs := sums(n.t, n.Snapshotter, ids)
-	return chainOf(tocs)
+	return flatImage(chainOf(tocs))
 }
 
 // noise returns n bytes that do not compress; another seed, other bytes.

@@ -114,6 +114,12 @@ func compareDiffer(t *testing.T, s *Snapshotter, blobs *blobs, c treetest.Case) 
 // layers below as one directory, and so is the reference.
 func compareWalking(t *testing.T, s *Snapshotter, blobs *blobs, c treetest.Case) {
 	t.Helper()
+	compareWalked(t, s, blobs, c, func(top string) string { return view(t, s, top) })
+}
+
+// compareWalked is compareWalking with another way to show the top snapshot.
+func compareWalked(t *testing.T, s *Snapshotter, blobs *blobs, c treetest.Case, show func(top string) (root string)) {
+	t.Helper()
 	reference, err := treetest.OverlayOfMerged(t, c.Layers)
 	if err != nil {
 		t.Skipf("containerd's applier refuses this image in an upper directory: %v", err)
@@ -124,9 +130,9 @@ func compareWalking(t *testing.T, s *Snapshotter, blobs *blobs, c treetest.Case)
 	}
 	start := time.Now()
 	top := unpack(t, s, blobs, c.Layers, apply.NewFileSystemApplier(blobs))
-	got, err := treetest.Read(view(t, s, top))
+	got, err := treetest.Read(show(top))
 	if err != nil {
-		t.Fatalf("flat image: %v", err)
+		t.Fatalf("image: %v", err)
 	}
 	for p, e := range got.Entries {
 		// A directory that a lower layer implied has the time of its unpack,

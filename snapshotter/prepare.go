@@ -25,13 +25,14 @@ import (
 
 // Prepare makes an active snapshot. For the unpacking of a layer it returns
 // one overlay with an upper directory, whatever lies below; otherwise an
-// overlay over the parent's flat image, or a bind of an empty directory.
+// overlay over what shows the parent, or a bind of an empty directory.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) (_ []mount.Mount, err error) {
 	defer s.blameDisk(&err)
 	return s.create(ctx, snapshots.KindActive, key, parent, opts)
 }
 
-// View makes a read-only snapshot: a bind of the parent's flat image.
+// View makes a read-only snapshot: a bind of the parent's flat image, or a
+// read-only overlay of a chain that was committed just now.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) (_ []mount.Mount, err error) {
 	defer s.blameDisk(&err)
 	return s.create(ctx, snapshots.KindView, key, parent, opts)
@@ -67,10 +68,11 @@ func isExtract(key string) bool {
 
 func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) (_ []mount.Mount, err error) {
 	extract := kind == snapshots.KindActive && isExtract(key)
-	lower, err := s.parentRoot(ctx, key, parent, extract)
+	lower, release, err := s.parentRoot(ctx, key, parent, extract)
 	if err != nil {
 		return nil, err
 	}
+	defer release()
 	dir, err := s.newDirectory(kind, extract, lower)
 	if err != nil {
 		return nil, fmt.Errorf("prepare %s: %w", key, err)
@@ -92,13 +94,13 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 
 // parentRoot makes sure, before anything is created, that the parent can be
 // shown, and returns the directory that shows it. Unpacking needs no more of
-// it than a skeleton, so for that it is "".
-func (s *Snapshotter) parentRoot(ctx context.Context, key, parent string, extract bool) (string, error) {
+// it than a skeleton, so for that it is "". What shows it stays until release.
+func (s *Snapshotter) parentRoot(ctx context.Context, key, parent string, extract bool) (root string, release func(), err error) {
 	if parent == "" || extract {
-		return "", nil
+		return "", func() {}, nil
 	}
 	var ids []string
-	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
 		if _, _, _, err := storage.GetInfo(ctx, key); err == nil {
 			return fmt.Errorf("create snapshot %s: %w", key, errdefs.ErrAlreadyExists)
 		}
@@ -108,13 +110,13 @@ func (s *Snapshotter) parentRoot(ctx context.Context, key, parent string, extrac
 		return nil
 	})
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
-	root, err := s.flat(ctx, ids)
+	lowers, release, err := s.lowers(ctx, ids)
 	if err != nil {
-		return "", fmt.Errorf("flatten %s: %w", parent, err)
+		return "", nil, fmt.Errorf("flatten %s: %w", parent, err)
 	}
-	return root, nil
+	return lowers[0], release, nil
 }
 
 // newDirectory makes the files of a snapshot under a temporary name.
@@ -203,14 +205,20 @@ func (s *Snapshotter) mountsOf(ctx context.Context, snap storage.Snapshot) ([]mo
 		}
 		return []mount.Mount{{Type: "bind", Source: s.upper(snap.ID), Options: []string{access, "rbind"}}}, nil
 	}
-	lower, err := s.flat(ctx, ids)
+	lowers, release, err := s.lowers(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
-	if snap.Kind == snapshots.KindView {
-		return []mount.Mount{{Type: "bind", Source: lower, Options: []string{"ro", "rbind"}}}, nil
+	defer release()
+	switch {
+	case snap.Kind != snapshots.KindView:
+		return s.overlay(snap.ID, strings.Join(lowers, ":")), nil
+	case len(lowers) > 1: // overlayfs needs no upper directory then
+		return []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{
+			"ro", "index=off", "metacopy=off", "redirect_dir=off", "lowerdir=" + strings.Join(lowers, ":"),
+		}}}, nil
 	}
-	return s.overlay(snap.ID, lower), nil
+	return []mount.Mount{{Type: "bind", Source: lowers[0], Options: []string{"ro", "rbind"}}}, nil
 }
 
 // overlay describes the one form of overlay mount that every client takes

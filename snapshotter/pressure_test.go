@@ -129,7 +129,7 @@ func TestReadersUnderMemoryPressure(t *testing.T) {
 			_, root, _ := n.run(top)
 			device := "erofs"
 			if mode == mounts.ModeLoop {
-				device = loopOf(t, n.image(n.chainOf(top)))
+				device = loopOf(t, n.image(n.flatImage(top)))
 			}
 			cgroup := memoryCgroup(t, limit)
 			log, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)

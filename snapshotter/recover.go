@@ -72,18 +72,18 @@ func (s *Snapshotter) tidy(ctx context.Context) (ids known, err error) {
 }
 
 // soundImages makes sure, before any block of the pack is given out, that
-// every flat image shows contents which the index has: begins tells whether
+// every image shows contents which the index has: begins tells whether
 // one begins at a block. Images that do not are removed; they are built again
 // when they are needed. False: one of those is in use.
 func (s *Snapshotter) soundImages(ctx context.Context, begins func(uint32) bool) (sound bool, err error) {
-	images, err := s.flatImages()
+	images, err := s.imageFiles()
 	if err != nil {
 		return false, err
 	}
 	sound = true
-	for _, c := range images {
+	for _, i := range images {
 		why := "its list of contents is damaged"
-		if refs, err := s.readRefs(c); err == nil {
+		if refs, err := s.readRefs(i); err == nil {
 			why = ""
 			for _, b := range refs.Blocks {
 				if !begins(b) {
@@ -95,14 +95,14 @@ func (s *Snapshotter) soundImages(ctx context.Context, begins func(uint32) bool)
 		if why == "" {
 			continue
 		}
-		switch err := s.dropFlat(c, s.clock); {
+		switch err := s.dropImage(i, s.clock); {
 		case errdefs.IsFailedPrecondition(err):
 			sound = false
-			log.G(ctx).WithError(err).WithFields(log.Fields{"chain": c.String(), "reason": why}).Error("a flat image in use shows contents that are not in the index: no space is given back until its containers have gone and the daemon is started again")
+			log.G(ctx).WithError(err).WithFields(log.Fields{"image": i.String(), "reason": why}).Error("an image in use shows contents that are not in the index: no space is given back until its containers have gone and the daemon is started again")
 		case err != nil:
 			return false, err
 		default:
-			log.G(ctx).WithFields(log.Fields{"chain": c.String(), "reason": why}).Warn("flat image removed; it is built again when it is needed")
+			log.G(ctx).WithFields(log.Fields{"image": i.String(), "reason": why}).Warn("image removed; it is built again when it is needed")
 		}
 	}
 	return sound, nil
@@ -141,7 +141,7 @@ func (s *Snapshotter) resume(ctx context.Context, ids known) error {
 			s.background(func(ctx context.Context) { _ = s.makeDurable(ctx, id) })
 		}
 	}
-	return nil
+	return s.resumeStacks(ids)
 }
 
 // bootID changes with every boot of the machine. Files that were written
@@ -250,7 +250,7 @@ func (s *Snapshotter) loseTOC(ctx context.Context, id string, why error) error {
 	return writeFile(s.lost(id), true, func(w io.Writer) error { _, err := fmt.Fprintln(w, why); return err })
 }
 
-// dropContents cuts contents from the pack, and with them the flat images that
+// dropContents cuts contents from the pack, and with them the images that
 // show them. Those in use keep what they show.
 func (s *Snapshotter) dropContents(ctx context.Context, bad []layer.Digest) error {
 	begins := map[uint32]layer.Digest{} // any one of those in the same blocks: Drop takes all
@@ -259,12 +259,12 @@ func (s *Snapshotter) dropContents(ctx context.Context, bad []layer.Digest) erro
 			begins[p.Block] = d
 		}
 	}
-	images, err := s.flatImages()
+	images, err := s.imageFiles()
 	if err != nil {
 		return err
 	}
-	for _, c := range images {
-		refs, err := s.readRefs(c)
+	for _, i := range images {
+		refs, err := s.readRefs(i)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -272,9 +272,9 @@ func (s *Snapshotter) dropContents(ctx context.Context, bad []layer.Digest) erro
 			if _, ok := begins[b]; !ok {
 				continue
 			}
-			err := s.dropFlat(c, s.clock)
+			err := s.dropImage(i, s.clock)
 			if errdefs.IsFailedPrecondition(err) {
-				log.G(ctx).WithError(err).Error("damaged content is shown by a flat image in use")
+				log.G(ctx).WithError(err).Error("damaged content is shown by an image in use")
 				for _, b := range refs.Blocks {
 					delete(begins, b)
 				}

@@ -10,13 +10,14 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/squash-snapshotter/squash/internal/flatten"
 	"github.com/squash-snapshotter/squash/internal/layer"
 	"github.com/squash-snapshotter/squash/internal/mounts"
 	"github.com/squash-snapshotter/squash/internal/pack"
 )
 
 // repack moves what is needed out of shared clusters in which little is, so
-// that the next sweep frees them. Flat images that show them are built again;
+// that the next sweep frees them. Images that show them are built again;
 // clusters that an image in use shows stay as they are. s.collecting is held.
 //
 //	drop the idle images ─▶ move their contents ─▶ build the images ─▶ sweep
@@ -53,8 +54,8 @@ func (s *Snapshotter) repack(ctx context.Context, ids known, need needed) error 
 		}
 		return nil // a check reports it; it comes from the blob when it is needed
 	}
-	for _, lineage := range images {
-		tree, err := s.merge(ctx, lineage)
+	for _, dropped := range images {
+		tree, err := s.imageTree(ctx, dropped.imageName, dropped.ids)
 		if err != nil {
 			return fmt.Errorf("repack shared clusters: %w", err)
 		}
@@ -79,10 +80,13 @@ func (s *Snapshotter) repack(ctx context.Context, ids known, need needed) error 
 	log.G(ctx).WithFields(log.Fields{
 		"clusters": len(worst), "contents": st.NewContents, "bytes": st.NewBytes, "images": len(images), "duration": time.Since(start).Round(time.Millisecond),
 	}).Info("contents moved out of clusters that were mostly unused")
-	for _, lineage := range images {
+	for _, dropped := range images {
 		s.background(func(ctx context.Context) {
-			if _, err := s.flat(ctx, lineage); err != nil && ctx.Err() == nil {
-				log.G(ctx).WithError(err).Warn("an image could not be flattened again; it is tried when it is needed")
+			_, err := s.shown(ctx, dropped.imageName, dropped.ids, func(ctx context.Context) (*flatten.Tree, error) {
+				return s.imageTree(ctx, dropped.imageName, dropped.ids)
+			})
+			if err != nil && ctx.Err() == nil {
+				log.G(ctx).WithError(err).Warn("an image could not be built again; it is tried when it is needed")
 			}
 		})
 	}
@@ -90,47 +94,52 @@ func (s *Snapshotter) repack(ctx context.Context, ids known, need needed) error 
 	return nil
 }
 
-// dropShowing removes the flat images that show any of the clusters and returns
-// their layers. What an image shows that stays, because it is in use or has no
+// droppedImage is an image that is to be built again, of the layers ids.
+type droppedImage struct {
+	imageName
+	ids []string
+}
+
+// dropShowing removes the images that show any of the clusters and returns them. What an image shows that stays, because it is in use or has no
 // snapshot, is taken out of the clusters.
-func (s *Snapshotter) dropShowing(ctx context.Context, ids known, clusters map[uint32]bool) (dropped [][]string, err error) {
+func (s *Snapshotter) dropShowing(ctx context.Context, ids known, clusters map[uint32]bool) (dropped []droppedImage, err error) {
 	s.mu.Lock()
 	began := s.clock
 	s.mu.Unlock()
-	images, err := s.flatImages()
+	images, err := s.imageFiles()
 	if err != nil {
 		return nil, err
 	}
 	tops, byName := s.tops(ids), ids.byName()
-	shows := map[chain][]uint32{}
-	for _, c := range images {
-		refs, err := s.readRefs(c)
+	shows := map[imageName][]uint32{}
+	for _, i := range images {
+		refs, err := s.readRefs(i)
 		if err != nil {
 			return nil, err
 		}
-		for i, b := range refs.Blocks {
-			if refs.Used[i] > 0 && clusters[b] {
-				shows[c] = append(shows[c], b)
+		for k, b := range refs.Blocks {
+			if refs.Used[k] > 0 && clusters[b] {
+				shows[i] = append(shows[i], b)
 			}
 		}
 	}
-	spare := func(c chain) {
-		for _, b := range shows[c] {
+	spare := func(i imageName) {
+		for _, b := range shows[i] {
 			delete(clusters, b)
 		}
-		delete(shows, c)
+		delete(shows, i)
 	}
 	// Those that cannot go first: what they show is no reason to drop others.
-	for c := range shows {
-		users, err := mounts.Users(s.flatMount(c))
+	for i := range shows {
+		users, err := mounts.Users(s.imageMount(i))
 		if err != nil {
 			return nil, err
 		}
-		if len(tops[c]) == 0 || len(users) > 0 {
-			spare(c)
+		if len(tops[i.chain]) == 0 || len(users) > 0 {
+			spare(i)
 		}
 	}
-	for c, blocks := range shows {
+	for i, blocks := range shows {
 		worth := false
 		for _, b := range blocks {
 			worth = worth || clusters[b]
@@ -138,13 +147,13 @@ func (s *Snapshotter) dropShowing(ctx context.Context, ids known, clusters map[u
 		if !worth {
 			continue
 		}
-		switch err := s.dropFlat(c, began); {
+		switch err := s.dropImage(i, began); {
 		case errdefs.IsFailedPrecondition(err):
-			spare(c)
+			spare(i)
 		case err != nil:
 			return nil, err
 		default:
-			dropped = append(dropped, ids.lineage(tops[c][0], byName))
+			dropped = append(dropped, droppedImage{i, ids.lineage(tops[i.chain][0], byName)})
 		}
 	}
 	return dropped, nil

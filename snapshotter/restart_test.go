@@ -143,7 +143,7 @@ func TestWhatACrashLeftIsRemovedAtStart(t *testing.T) {
 			ctx := context.Background()
 			top := n.pull("ns/1", sample(1))
 			want, before := n.tree(top), n.pack.Stats()
-			id, c := n.id(top), n.chainOf(top)
+			id, c := n.id(top), n.flatImage(top)
 			layout, mounter := n.layout, n.mounter
 			n.close()
 
@@ -159,8 +159,8 @@ func TestWhatACrashLeftIsRemovedAtStart(t *testing.T) {
 				must(t, err)
 				return write(to, b)
 			}
-			strange := chain(sha256.Sum256([]byte("strange")))
-			unmounted := chain(sha256.Sum256([]byte("never mounted")))
+			strange := layerImage(sha256.Sum256([]byte("strange")), 4)
+			unmounted := flatImage(sha256.Sum256([]byte("never mounted")))
 			leftovers := []string{
 				write(filepath.Join(layout.snapshotsDir(), newPrefix+"123", "fs", "file"), nil),
 				write(filepath.Join(layout.upper("4711"), "file"), nil),
@@ -172,12 +172,12 @@ func TestWhatACrashLeftIsRemovedAtStart(t *testing.T) {
 				copied(layout.image(c), layout.image(strange)),
 				// Its TOC is there, so the upper directory is done with.
 				write(filepath.Join(layout.upper(id), "file"), nil),
-				layout.flatMount(strange), layout.flatMount(unmounted), layout.skeletonMount("4714"), layout.skeletonMount("4715"),
+				layout.imageMount(strange), layout.imageMount(unmounted), layout.skeletonMount("4714"), layout.skeletonMount("4715"),
 			}
 			for _, dir := range append(leftovers[9:], leftovers[6]) {
 				must(t, os.MkdirAll(dir, 0o700))
 			}
-			must(t, mounter.Mount(ctx, layout.image(strange), filepath.Join(layout.root, "pack"), layout.flatMount(strange)))
+			must(t, mounter.Mount(ctx, layout.image(strange), filepath.Join(layout.root, "pack"), layout.imageMount(strange)))
 			skeleton := copied(layout.image(c), filepath.Join(t.TempDir(), "removed"))
 			must(t, mounter.Mount(ctx, skeleton, filepath.Join(layout.root, "pack"), layout.skeletonMount("4715")))
 

@@ -69,7 +69,7 @@ func TestTheSameLayersInTwoNamespacesShareOneFlatImageAndMount(t *testing.T) {
 	if len(images) != 1 {
 		t.Errorf("%d flat images, want 1", len(images))
 	}
-	mounted, err := mounts.Mounted(n.flatMounts())
+	mounted, err := mounts.Mounted(n.imageMounts())
 	must(t, err)
 	if len(mounted) != 1 {
 		t.Errorf("%d flat mounts, want 1: %v", len(mounted), mounted)
@@ -93,6 +93,29 @@ func TestTheSameLayersInTwoNamespacesShareOneFlatImageAndMount(t *testing.T) {
 	n.shows(b, want)
 }
 
+// usagesAddUp compares the sum of all usages with what the root occupies.
+func (n *node) usagesAddUp(when string) {
+	n.t.Helper()
+	var total, onDisk int64
+	for _, info := range n.all() {
+		u, err := n.Usage(context.Background(), info.Name)
+		must(n.t, err)
+		total += u.Size
+	}
+	for _, dir := range []string{n.root + "/index", n.layersDir(), n.imagesDir(), n.snapshotsDir()} {
+		must(n.t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if err == nil {
+				onDisk += blocks(n.t, path) * 512
+			}
+			return err
+		}))
+	}
+	onDisk += blocks(n.t, n.pack.Path()) * 512
+	if d := onDisk - total; d > onDisk/100 || d < -onDisk/100 {
+		n.t.Errorf("%s: usages make %d bytes, the disk has %d", when, total, onDisk)
+	}
+}
+
 // Invariant 7. CRI's image file system numbers, and by them the kubelet's
 // garbage collection, are sums of usages.
 func TestUsagesAddUpToWhatIsOnDisk(t *testing.T) {
@@ -106,36 +129,16 @@ func TestUsagesAddUpToWhatIsOnDisk(t *testing.T) {
 		must(t, err)
 		return u.Size
 	}
-	addsUp := func(when string) {
-		t.Helper()
-		var total int64
-		for _, info := range n.all() {
-			total += usage(info.Name)
-		}
-		var onDisk int64
-		for _, dir := range []string{n.root + "/index", n.layersDir(), n.imagesDir(), n.snapshotsDir()} {
-			must(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-				if err == nil {
-					onDisk += blocks(t, path) * 512
-				}
-				return err
-			}))
-		}
-		onDisk += blocks(t, n.pack.Path()) * 512
-		if d := onDisk - total; d > onDisk/100 || d < -onDisk/100 {
-			t.Errorf("%s: usages make %d bytes, the disk has %d", when, total, onDisk)
-		}
-	}
 	layers := image{
 		treetest.Layer(treetest.File("a", noise(size, 1)), treetest.File("gone", noise(size, 3))),
 		treetest.Layer(treetest.File("b", noise(size, 1)), treetest.Whiteout("gone")),
 	}
 	top := n.pull("ns/1", layers)
 	names := layers.names("ns/1")
-	addsUp("after a pull")
+	n.usagesAddUp("after a pull")
 	must(t, n.Flatten(ctx, top))
 	must(t, n.Cleanup(ctx))
-	addsUp("after shadowed content was freed")
+	n.usagesAddUp("after shadowed content was freed")
 	if u := usage(names[0]); u < size || u > size+size/50 {
 		t.Errorf("usage of a layer with one visible file of %d bytes: %d", size, u)
 	}
@@ -143,7 +146,7 @@ func TestUsagesAddUpToWhatIsOnDisk(t *testing.T) {
 		t.Errorf("usage of a layer without content of its own: %d", u)
 	}
 	n.pull("other/2", layers)
-	addsUp("with the same image in another namespace")
+	n.usagesAddUp("with the same image in another namespace")
 
 	key, root, undo := n.run(names[1])
 	defer undo()
@@ -158,5 +161,5 @@ func TestUsagesAddUpToWhatIsOnDisk(t *testing.T) {
 	if u := usage("ns/2/committed"); u < size || u > size+size/50 {
 		t.Errorf("usage after the commit: %d", u)
 	}
-	addsUp("after the commit of a container")
+	n.usagesAddUp("after the commit of a container")
 }

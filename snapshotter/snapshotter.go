@@ -10,6 +10,7 @@
 //	Prepare ─▶ writes through the mount                ├─▶ Commit ─▶ metastore
 //	                     (TOC made right after Commit) ┘
 //	Prepare, View ─▶ flat image of the parent's chain ─▶ EROFS mount ─▶ overlay or bind
+//	                 (and images of the layers above, if these were committed just now)
 //	Remove ─▶ metastore;  Cleanup ─▶ mounts, files, content that nobody refers to
 //
 // The metastore decides what exists. Files are published before it says so and
@@ -29,6 +30,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -95,6 +97,8 @@ type Config struct {
 	// OnCommit, if set, is told the name of every snapshot that was unpacked
 	// and committed, outside of any transaction. It must not block.
 	OnCommit func(name string)
+
+	quiet time.Duration // zero: quietTime; tests have less patience, or more
 }
 
 // Snapshotter implements snapshots.Snapshotter, snapshots.Cleaner and
@@ -127,11 +131,12 @@ type Snapshotter struct {
 	sweepDue   atomic.Bool     // the next collection looks for content to free
 	changed    atomic.Uint64   // counts changes of layers, images and content
 	usages     usages
+	settling   settling
 
 	mu       sync.Mutex
 	layers   map[string]layer.Summary // TOCs by snapshot ID, as far as they were asked for
-	flats    map[chain]*flatUse
-	clock    uint64          // counts the uses of flat images
+	uses     map[imageName]*imageUse
+	clock    uint64          // counts the uses of images
 	applying map[string]bool // snapshots that a layer is going into
 	closing  bool            // no new background work
 }
@@ -149,7 +154,10 @@ var (
 // Damage of single snapshots is logged and does not keep it from opening.
 func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	defer func() { layout{root: cfg.Root}.blameDisk(&err) }()
-	s := &Snapshotter{cfg: cfg, garbage: make(chan struct{}, 1), layers: map[string]layer.Summary{}, flats: map[chain]*flatUse{}, applying: map[string]bool{}, repacked: map[uint32]bool{}}
+	s := &Snapshotter{cfg: cfg, garbage: make(chan struct{}, 1), layers: map[string]layer.Summary{}, uses: map[imageName]*imageUse{}, applying: map[string]bool{}, repacked: map[uint32]bool{}, settling: newSettling()}
+	if cfg.quiet == 0 {
+		s.cfg.quiet = quietTime
+	}
 	switch cfg.Durability {
 	case "":
 		s.cfg.Durability = DurabilityBackground

@@ -22,8 +22,8 @@ import (
 
 // Usage tells what a snapshot takes up by itself. An active one counts its
 // upper directory. Of committed ones each counts the contents that are in the
-// pack and that no older snapshot refers to, its TOC, and its flat image if no
-// older snapshot has the same one: together they count every block once.
+// pack and that no older snapshot refers to, its TOC, and the images of its chain
+// if no older snapshot has the same one: together they count every block once.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	var id string
 	var info snapshots.Info
@@ -93,7 +93,14 @@ func (s *Snapshotter) countUsages(ctx context.Context) (map[string]snapshots.Usa
 	chains := s.chains(ids)
 	byID := map[string]snapshots.Usage{}
 	counted := s.pack.Counter()
-	images := map[chain]bool{}
+	images, err := s.imageFiles()
+	if err != nil {
+		return nil, err
+	}
+	files := map[chain][]imageName{} // whose oldest snapshot has not been met
+	for _, i := range images {
+		files[i.chain] = append(files[i.chain], i)
+	}
 	for _, id := range committed {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -106,9 +113,11 @@ func (s *Snapshotter) countUsages(ctx context.Context) (map[string]snapshots.Usa
 		if err != nil && !os.IsNotExist(err) && !errors.Is(err, layer.ErrDamaged) { // damaged: as far as it could be read
 			return nil, err
 		}
-		if c := chainOf(chains[id]); chains[id] != nil && !images[c] {
-			images[c] = true
-			u.Add(fileUsage(s.image(c), s.refs(c)))
+		if c := chainOf(chains[id]); chains[id] != nil {
+			for _, i := range files[c] {
+				u.Add(fileUsage(s.image(i), s.refs(i)))
+			}
+			delete(files, c)
 		}
 		byID[id] = u
 	}
