@@ -66,8 +66,12 @@ func stackIsKept(t *testing.T, n *node) {
 	key := n.key("container")
 	m, err := n.Prepare(ctx, key, top)
 	must(t, err)
+	before := len(mountsBelow(t, n.dir))
 	n.close()
 	n.open()
+	if after := len(mountsBelow(t, n.dir)); after != before {
+		t.Errorf("%d mounts before a restart, %d after it", before, after)
+	}
 	again, err := n.Mounts(ctx, key)
 	must(t, err)
 	if !slices.Equal(lowersOf(m), lowersOf(again)) || len(lowersOf(m)) != 3 {
@@ -106,6 +110,28 @@ func stackIsKept(t *testing.T, n *node) {
 	n.removeAll()
 	must(t, n.Cleanup(ctx))
 	n.expectNothingLeft()
+}
+
+func TestUsageCountsLayerImages(t *testing.T) {
+	t.Parallel()
+	n := stackNode(t, mounts.ModeAuto, never)
+	names, _ := n.built(1)
+	n.pull("ns/8", image{treetest.Layer(treetest.File("large", noise(4<<20, 9)))}) // directories are nobody's usage
+	n.step(names[1], "ns/4/small files", func(root string) {
+		for i := range minStackEntries / 3 {
+			must(t, os.WriteFile(fmt.Sprintf("%s/opt/small%d", root, i), []byte(noise(1000, uint64(i))), 0o600))
+		}
+	})
+	if h := n.height("ns/4/small files"); h != 2 {
+		t.Fatalf("%d lower directories", h)
+	}
+	waitFor(t, "the upper directories to be gone", func() error {
+		if left, err := os.ReadDir(n.snapshotsDir()); err != nil || len(left) > 0 {
+			return fmt.Errorf("%v, %v", left, err)
+		}
+		return nil
+	})
+	n.usagesAddUp("with a stack")
 }
 
 // A check finds damage of a layer image and writes it again where it is.

@@ -205,6 +205,24 @@ func TestAStackSettles(t *testing.T) {
 	}
 }
 
+// With much above the flat image nobody waits for the build to end.
+func TestATallStackIsFlattenedAtOnce(t *testing.T) {
+	t.Parallel()
+	n := stackNode(t, mounts.ModeAuto, never)
+	names, _ := n.built(1)
+	want := n.step(names[1], "ns/4/many", func(root string) {
+		for i := range minStackEntries * 2 / 3 {
+			must(t, os.WriteFile(fmt.Sprintf("%s/opt/many%d", root, i), nil, 0o600))
+		}
+	})
+	n.shows("ns/4/many", want)
+	waitFor(t, "the chain to be flat", func() error { _, err := os.Stat(n.image(n.flatImage("ns/4/many"))); return err })
+	n.shows("ns/4/many", want)
+	if exists(n.image(n.flatImage(names[1]))) {
+		t.Error("a small step was flattened, too")
+	}
+}
+
 // Layers that a differ took in from a blob are not stacked, nor are large ones.
 func TestPulledImagesHaveOneLowerDirectory(t *testing.T) {
 	t.Parallel()
