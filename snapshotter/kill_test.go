@@ -161,7 +161,7 @@ func TestAKillOfTheStartAfterAKillIsSurvived(t *testing.T) {
 		{"first start and unpack", true, "file.rename in writeFile < writeImageFile"},
 		{"first start and unpack", true, "index.rename in publishIndex < cut"},
 		{"restore", true, "index.rename in publishIndex < publishPending < publish < Publish < restore"},
-		{"upper directories", true, "metastore.ready in update < create"},
+		{"upper directories", true, "metastore.ready in update < nameDirectory < create"},
 		{"upper directories", true, "metastore.commit in update < Commit"},
 		{"build", true, "image.remove"},
 		{"remove", true, "image.remove"},

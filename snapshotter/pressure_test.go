@@ -101,17 +101,16 @@ func readUnderPressure(root string) error {
 	return all
 }
 
-// raceDetector is what a process needs in addition if it looks for data races.
-const raceDetector = 40 << 20
-
 // Readers that have next to no memory, so that all of the image is read again
 // and again, while the blocks beside those of the image are freed and used
 // again: they never see other bytes.
 func TestReadersUnderMemoryPressure(t *testing.T) {
-	const readers = 2
-	limit := 80 << 20 // bytes, for all readers; they need half of it for themselves, and the image has some 65 MiB
+	const (
+		readers = 2
+		limit   = 80 << 20 // bytes, for all readers; they need half of it for themselves, and the image has some 65 MiB
+	)
 	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		limit += readers * raceDetector
+		t.Skip("the race detector needs memory without a bound that is known: make test runs this in a build without it, too")
 	}
 	for _, mode := range []mounts.Mode{mounts.ModeFile, mounts.ModeLoop} {
 		t.Run(string(mode), func(t *testing.T) {
