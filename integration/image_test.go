@@ -27,7 +27,7 @@ func TestContainerSeesWhatTheLayersSay(t *testing.T) {
 		{"OCI uncompressed", images.OCI, images.None},
 		{"Docker gzip", images.Docker, images.Gzip},
 	}
-	for _, m := range []mode{overlayfs, squash, snapshotOnly} {
+	for _, m := range []mode{overlayfs, squash, snapshotOnly, sideBySide} {
 		for _, p := range packings {
 			t.Run(m.name+" "+p.name, func(t *testing.T) {
 				// A node of its own each: all these images have the same chain of diff IDs.

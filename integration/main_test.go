@@ -92,12 +92,14 @@ type mode struct {
 	name         string
 	snapshotter  string
 	snapshotOnly bool
+	unpacks      int // layers at once; 0: containerd's default, one
 }
 
 var (
-	overlayfs    = mode{"overlayfs", node.Overlayfs, false}
-	squash       = mode{"squash", node.Squash, false}
-	snapshotOnly = mode{"squash, snapshot plugin only", node.Squash, true}
+	overlayfs    = mode{name: "overlayfs", snapshotter: node.Overlayfs}
+	squash       = mode{name: "squash", snapshotter: node.Squash}
+	snapshotOnly = mode{name: "squash, snapshot plugin only", snapshotter: node.Squash, snapshotOnly: true}
+	sideBySide   = mode{name: "squash, layers side by side", snapshotter: node.Squash, unpacks: 4}
 )
 
 // withOverlayfs proves the tests themselves: what fails with containerd's own snapshotter is no fault of squash.
@@ -117,7 +119,7 @@ func eachMode(t *testing.T, test func(t *testing.T, m mode)) {
 // startNode starts a node that is closed with the test; a failed test shows the daemons' logs.
 func startNode(t *testing.T, m mode) *node.Node {
 	t.Helper()
-	opts := node.Options{Tools: shared.bin.Tools, SnapshotOnly: m.snapshotOnly, Debug: true}
+	opts := node.Options{Tools: shared.bin.Tools, SnapshotOnly: m.snapshotOnly, Unpacks: m.unpacks, Debug: true}
 	if m.snapshotter == node.Squash {
 		if shared.noDaemon != nil {
 			t.Fatal(shared.noDaemon)

@@ -10,21 +10,25 @@ import (
 )
 
 // OpenSnapshotter is the OpenFunc of package snapshotter.
-func OpenSnapshotter(ctx context.Context, cfg Config, blobs Blobs, committed func(name string)) (Backend, error) {
+func OpenSnapshotter(ctx context.Context, cfg Config, containerd Containerd, committed func(name string)) (Backend, error) {
 	compression, err := snapshotter.ParseCompression(cfg.Compression)
 	if err != nil {
 		return nil, err
 	}
-	s, err := snapshotter.New(ctx, snapshotter.Config{
+	config := snapshotter.Config{
 		Root:        cfg.Root,
 		State:       cfg.State,
 		Mount:       mounts.Mode(cfg.Mount),
 		Durability:  snapshotter.Durability(cfg.Durability),
 		Shadowed:    snapshotter.Shadowed(cfg.Shadowed),
 		Compression: compression,
-		Content:     blobs,
+		Content:     containerd,
 		OnCommit:    committed,
-	})
+	}
+	if cfg.ReuseLayers {
+		config.ContainerdVersion = containerd.Version
+	}
+	s, err := snapshotter.New(ctx, config)
 	if err != nil {
 		return nil, err
 	}

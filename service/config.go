@@ -39,6 +39,8 @@ type Config struct {
 	Shadowed string
 	// Compression of contents that come in: "auto", "zstd", "lz4" or "none"; with a level as in "zstd:9".
 	Compression string
+	// ReuseLayers has layers that the node has already neither downloaded nor unpacked again.
+	ReuseLayers bool
 	// LogLevel is "trace", "debug", "info", "warn" or "error".
 	LogLevel string
 	// LogFormat is "text" or "json".
@@ -56,12 +58,13 @@ func DefaultConfig() Config {
 		Durability:        "background",
 		Shadowed:          "free-if-restorable",
 		Compression:       "auto",
+		ReuseLayers:       true,
 		LogLevel:          "info",
 		LogFormat:         "text",
 	}
 }
 
-// document is the shape of the configuration file, with T in the place of every value.
+// document is the shape of the configuration file, with T in the place of every text.
 type document[T any] struct {
 	Address           T          `toml:"address"`
 	Root              T          `toml:"root"`
@@ -71,6 +74,7 @@ type document[T any] struct {
 	Durability        T          `toml:"durability"`
 	Shadowed          T          `toml:"shadowed"`
 	Compression       T          `toml:"compression"`
+	ReuseLayers       *bool      `toml:"reuse_layers"`
 	Log               logging[T] `toml:"log"`
 }
 
@@ -116,6 +120,7 @@ func (c *Config) settings() document[setting] {
 			_, err := snapshotter.ParseCompression(v)
 			return err == nil
 		}},
+		ReuseLayers: &c.ReuseLayers,
 		Log: logging[setting]{
 			Level:  choice("log.level", &c.LogLevel, "trace", "debug", "info", "warn", "error"),
 			Format: choice("log.format", &c.LogFormat, "text", "json"),
@@ -202,6 +207,9 @@ func describe(path string, err error, settings *document[setting]) error {
 	if strings.HasPrefix(message, "cannot decode") {
 		key := strings.Join(bad.Key(), ".")
 		message = fmt.Sprintf("%s: must be a table", key)
+		if key == "reuse_layers" {
+			message = key + ": must be true or false"
+		}
 		for _, s := range settings.values() {
 			if s.key == key {
 				message = fmt.Sprintf("%s: must be a string: %s", key, s.want)

@@ -44,6 +44,7 @@ mount = "loop"
 durability = "sync"
 shadowed = "keep"
 compression = "zstd:9"
+reuse_layers = false
 [log]
 level = "debug"
 format = "json"
@@ -67,9 +68,10 @@ func TestEveryFieldHasASetting(t *testing.T) {
 	for _, s := range settings.values() {
 		*s.value = "set"
 	}
+	*settings.ReuseLayers = true
 	fields := reflect.ValueOf(cfg)
 	for i := range fields.NumField() {
-		if fields.Field(i).String() != "set" {
+		if f := fields.Field(i); f.Kind() == reflect.Bool && !f.Bool() || f.Kind() != reflect.Bool && f.String() != "set" {
 			t.Errorf("no setting reaches Config.%s", fields.Type().Field(i).Name)
 		}
 	}
@@ -81,7 +83,7 @@ func TestConfigErrorsNamePlaceAndRemedy(t *testing.T) {
 		line       string
 		want       []string
 	}{
-		{"unknown key", "root = \"/r\"\n\nsnapshotter = \"x\"\n", ":3: ", []string{`unknown key "snapshotter"`, "known here are address, root, state, containerd_address, mount, durability, shadowed, compression, log"}},
+		{"unknown key", "root = \"/r\"\n\nsnapshotter = \"x\"\n", ":3: ", []string{`unknown key "snapshotter"`, "known here are address, root, state, containerd_address, mount, durability, shadowed, compression, reuse_layers, log"}},
 		{"unknown key of a table", "[log]\nfile = \"x\"\n", ":2: ", []string{`unknown key "log.file"`, "known here are level, format"}},
 		{"unknown table", "\n[metrics]\naddress = \"x\"\n", ":2: ", []string{`unknown key "metrics"`}},
 		{"two unknown keys", "a = 1\nb = 2\n", ":2: ", []string{`unknown key "a"`, `unknown key "b"`}},
@@ -92,6 +94,7 @@ func TestConfigErrorsNamePlaceAndRemedy(t *testing.T) {
 		{"relative path", "address = \"/a\"\nroot = \"lib\"\n", ":2: ", []string{`root = "lib": must be an absolute path`}},
 		{"socket path too long", "address = \"/" + strings.Repeat("x", 107) + "\"\n", ":1: ", []string{"at most 107 bytes"}},
 		{"number for a string", "\nmount = 3\n", ":2: ", []string{`mount: must be a string: one of "auto", "file", "loop"`}},
+		{"text for a boolean", "\nreuse_layers = \"yes\"\n", ":2: ", []string{"reuse_layers: must be true or false"}},
 		{"boolean in a table", "[log]\nlevel = true\n", ":2: ", []string{`log.level: must be a string: one of "trace"`}},
 		{"value for a table", "log = \"debug\"\n", ":1: ", []string{"log: must be a table"}},
 		{"key given twice", "root = \"/a\"\nroot = \"/b\"\n", ":2: ", []string{"already defined"}},

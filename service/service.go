@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	versionapi "github.com/containerd/containerd/api/services/version/v1"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/log"
@@ -56,9 +57,16 @@ type Blobs interface {
 	ImagesOf(ctx context.Context, blob digest.Digest) ([]string, error)
 }
 
+// Containerd is what a Backend asks of containerd.
+type Containerd interface {
+	Blobs
+	// Version returns containerd's version.
+	Version(ctx context.Context) (string, error)
+}
+
 // OpenFunc opens the Backend. ctx carries the logger and bounds the opening alone. The Backend calls committed, which
 // does not block, with the backend name of every snapshot whose commit ended an unpack.
-type OpenFunc func(ctx context.Context, cfg Config, blobs Blobs, committed func(name string)) (Backend, error)
+type OpenFunc func(ctx context.Context, cfg Config, containerd Containerd, committed func(name string)) (Backend, error)
 
 // Options are what the caller of Run has to say beyond the configuration.
 type Options struct {
@@ -99,7 +107,7 @@ func Run(ctx context.Context, cfg Config, opts Options) (err error) {
 	defer conn.Close()
 
 	watch := newWatcher()
-	backend, err := opts.Open(ctx, cfg, NewContentSource(conn), watch.committed)
+	backend, err := opts.Open(ctx, cfg, containerdClient{NewContentSource(conn), versionapi.NewVersionClient(conn)}, watch.committed)
 	if err != nil {
 		return fmt.Errorf("open snapshotter: %w", err)
 	}

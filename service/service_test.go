@@ -38,7 +38,7 @@ import (
 // fakeBackend is containerd's native snapshotter with a differ that the test writes.
 type fakeBackend struct {
 	snapshots.Snapshotter
-	blobs     Blobs
+	blobs     Containerd
 	committed func(string)
 	apply     func(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error)
 	stat      func(ctx context.Context)
@@ -115,7 +115,7 @@ func startDaemon(t *testing.T, cfg Config, backend *fakeBackend, bounds grace) *
 	go func() {
 		defer close(ended)
 		result = Run(ctx, cfg, Options{
-			Open: func(_ context.Context, cfg Config, blobs Blobs, committed func(string)) (Backend, error) {
+			Open: func(_ context.Context, cfg Config, blobs Containerd, committed func(string)) (Backend, error) {
 				sn, err := native.NewSnapshotter(filepath.Join(cfg.Root, "native"))
 				backend.Snapshotter, backend.blobs, backend.committed = sn, blobs, committed
 				return backend, err
@@ -395,7 +395,7 @@ func TestStopFreesSocketAndRoot(t *testing.T) {
 func TestBackendThatCannotOpenEndsRun(t *testing.T) {
 	cfg := testConfig(t)
 	broken := errors.New("no EROFS")
-	err := Run(t.Context(), cfg, Options{Open: func(context.Context, Config, Blobs, func(string)) (Backend, error) { return nil, broken }})
+	err := Run(t.Context(), cfg, Options{Open: func(context.Context, Config, Containerd, func(string)) (Backend, error) { return nil, broken }})
 	if !errors.Is(err, broken) {
 		t.Errorf("got %v, want %v", err, broken)
 	}
@@ -425,7 +425,7 @@ func TestPassedListenerIsUsed(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	err = Run(ctx, cfg, Options{
 		Listener: l,
-		Open: func(context.Context, Config, Blobs, func(string)) (Backend, error) {
+		Open: func(context.Context, Config, Containerd, func(string)) (Backend, error) {
 			sn, err := native.NewSnapshotter(filepath.Join(cfg.Root, "native"))
 			return &fakeBackend{Snapshotter: sn}, err
 		},

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
@@ -34,6 +35,9 @@ import (
 // an unpack, or was written to before) gets the files themselves.
 func (s *Snapshotter) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (_ ocispec.Descriptor, err error) {
 	defer s.blameDisk(&err)
+	if applied, ok := s.staged(ctx, mounts); ok {
+		return applied, nil
+	}
 	t, ok := s.target(mounts)
 	if !ok || s.cfg.Content == nil {
 		return ocispec.Descriptor{}, fmt.Errorf("mounts are not of an active snapshot below %s: %w", s.root, errdefs.ErrNotImplemented)
@@ -195,17 +199,20 @@ func (s *Snapshotter) applyStream(ctx context.Context, desc ocispec.Descriptor, 
 	if err := s.checkActive(ctx, id); err != nil {
 		return err
 	}
-	if err := s.writeSource(ctx, id, desc); err != nil {
+	ns, _ := namespaces.Namespace(ctx)
+	size, diffID := stream.sum()
+	blob := ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
+	if err := s.writeSource(id, source{Namespace: ns, Blob: blob, DiffID: diffID, DiffSize: size}); err != nil {
 		return err
 	}
 	if err := in.publish(ctx); err != nil {
 		return err
 	}
+	s.noteDonor(id, diffID)
 	if err := s.checkActive(ctx, id); err != nil {
 		s.askSweep()
 		return err
 	}
-	_, diffID := stream.sum()
 	log.G(ctx).WithFields(in.fields()).WithFields(log.Fields{
 		"diffID": diffID.String(), "duration": time.Since(start).Round(time.Millisecond),
 	}).Info("layer taken in")

@@ -154,6 +154,7 @@ func (s *Snapshotter) collect(ctx context.Context, sweep bool) error {
 		failpoint.Hit("layer.remove")
 		s.mu.Lock()
 		delete(s.layers, id)
+		s.forgetDonor(id)
 		s.mu.Unlock()
 	}
 	if len(layers) > 0 || dropped > 0 || sweep {

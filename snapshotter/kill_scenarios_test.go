@@ -37,7 +37,8 @@ type scenario struct {
 }
 
 // killImages: the second shows what the first one hides, the third has enough
-// layers for index files to be merged.
+// layers for index files to be merged, the fourth has those of the first above
+// another.
 var killImages = func() []image {
 	base := treetest.Layer(
 		treetest.Dir("base", treetest.Mode(0o750)), treetest.File("base/shown", noise(20_000, 1)), treetest.File("base/hidden", noise(9_000, 2)),
@@ -46,7 +47,9 @@ var killImages = func() []image {
 		{base, treetest.Layer(treetest.File("base/hidden", noise(9_001, 4)), treetest.Whiteout("gone"), treetest.Hardlink("base/link", "base/hidden"))},
 		{base, treetest.Layer(treetest.File("base/shown", noise(20_001, 5)), treetest.Symlink("link", "gone"))},
 		{},
+		nil,
 	}
+	images[3] = image{treetest.Layer(treetest.File("under", noise(5000, 30))), base, images[0][1]}
 	for i := range uint64(5) {
 		images[2] = append(images[2], treetest.Layer(treetest.File(fmt.Sprint("file", i), noise(5000, 10+i))))
 	}
@@ -259,6 +262,12 @@ var scenarios = map[string]scenario{
 		},
 		ready: nothing,
 		do:    pulled(2),
+	},
+	"reuse": {
+		config: func(c *Config) {
+			c.ContainerdVersion = func(context.Context) (string, error) { return "v2.4.2", nil }
+		},
+		before: pulled(0), ready: nothing, do: pulled(3),
 	},
 	"upper directories": {before: pulled(1), ready: shown, do: inOrder(commitContainer, commitWalked)},
 	"build": {

@@ -26,7 +26,7 @@ const tmpSuffix = ".tmp"
 //	<root>/version, boot, reserve, metadata.db, pack, index/      (pack and index: package pack)
 //	       layers/<id>/{toc,source,durable,lost}
 //	       images/<chain>{,-<layers>}.{erofs,refs}
-//	       snapshots/<id>/{fs,work,extract,skeleton.erofs}
+//	       snapshots/<id>/{fs,work,extract,staged,skeleton.erofs}
 //	<state>/mnt/<chain>{,-<layers>}, skeletons/<id>  mount points
 type layout struct{ root, state string }
 
@@ -125,7 +125,13 @@ func (l layout) emptyLower(id string) string { return filepath.Join(l.snapshot(i
 
 // extractMark tells that a snapshot was prepared for a layer to be unpacked.
 func (l layout) extractMark(id string) string { return filepath.Join(l.snapshot(id), "extract") }
-func (l layout) skeleton(id string) string    { return filepath.Join(l.snapshot(id), "skeleton.erofs") }
+
+// stagedMark tells that this snapshot got a layer that the node had already.
+func (l layout) stagedMark(id string) string { return filepath.Join(l.snapshot(id), stagedMark) }
+
+const stagedMark = "staged"
+
+func (l layout) skeleton(id string) string { return filepath.Join(l.snapshot(id), "skeleton.erofs") }
 
 const (
 	imageSuffix = ".erofs"

@@ -165,17 +165,25 @@ func (n *node) tryPull(ctx context.Context, prefix string, img image) (parent st
 			continue
 		}
 		key := fmt.Sprintf("%s/extract-%d %s", prefix, rand.Uint64(), filepath.Base(name))
-		m, err := n.Prepare(ctx, key, parent)
+		desc := n.blobs.add(img[i])
+		var opts []snapshots.Opt
+		if n.cfg.ContainerdVersion != nil { // containerd then says what it unpacks
+			opts = append(opts, snapshots.WithLabels(map[string]string{
+				snapshots.LabelSnapshotRef: filepath.Base(name), snapshots.LabelSnapshotDiffID: desc.Digest.String(),
+			}))
+		}
+		m, err := n.Prepare(ctx, key, parent, opts...)
 		if err != nil {
 			return "", err
 		}
-		desc := n.blobs.add(img[i])
-		applied, err := n.Apply(ctx, desc, m)
-		if err == nil && applied.Digest != desc.Digest {
-			err = fmt.Errorf("diffID %s, want %s", applied.Digest, desc.Digest)
+		if !m[0].ReadOnly() {
+			var applied ocispec.Descriptor
+			if applied, err = n.Apply(ctx, desc, m); err == nil && applied.Digest != desc.Digest {
+				err = fmt.Errorf("diffID %s, want %s", applied.Digest, desc.Digest)
+			}
 		}
 		if err == nil {
-			if err = n.Commit(ctx, name, key); errdefs.IsAlreadyExists(err) {
+			if err = n.Commit(ctx, name, key, opts...); errdefs.IsAlreadyExists(err) {
 				err = n.Remove(ctx, key)
 			} else if err == nil {
 				parent = name

@@ -68,6 +68,15 @@ func isExtract(key string) bool {
 
 func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) (_ []mount.Mount, err error) {
 	extract := kind == snapshots.KindActive && isExtract(key)
+	if extract && s.cfg.ContainerdVersion != nil {
+		m, err := s.reuse(ctx, key, parent, opts)
+		if m != nil || errdefs.IsAlreadyExists(err) {
+			return m, err
+		}
+		if err != nil {
+			log.G(ctx).WithError(err).WithField("key", key).Warn("a layer that is there cannot be reused; it is unpacked as usual")
+		}
+	}
 	lower, release, err := s.parentRoot(ctx, key, parent, extract)
 	if err != nil {
 		return nil, err
@@ -191,6 +200,10 @@ const newPrefix = "new-"
 func (s *Snapshotter) mountsOf(ctx context.Context, snap storage.Snapshot) ([]mount.Mount, error) {
 	ids := slices.Clone(snap.ParentIDs)
 	slices.Reverse(ids)
+	if snap.Kind == snapshots.KindActive && exists(s.stagedMark(snap.ID)) {
+		// This one has to look read-only.
+		return []mount.Mount{{Type: "bind", Source: s.upper(snap.ID), Options: []string{"ro", "rbind"}}}, nil
+	}
 	if snap.Kind == snapshots.KindActive && exists(s.extractMark(snap.ID)) {
 		lower, err := s.skeletonFor(ctx, snap.ID, ids)
 		if err != nil {

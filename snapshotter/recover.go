@@ -130,6 +130,9 @@ func (s *Snapshotter) resume(ctx context.Context, ids known) error {
 		}
 	}
 	for id, info := range ids {
+		if src, err := s.readSource(id); err == nil {
+			s.noteDonor(id, src.DiffID)
+		}
 		if info.Kind != snapshots.KindCommitted || exists(s.lost(id)) {
 			continue
 		}

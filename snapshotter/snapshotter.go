@@ -94,6 +94,9 @@ type Config struct {
 	// Content is where Apply finds blobs. Without it Apply answers
 	// ErrNotImplemented to everything.
 	Content ContentSource
+	// ContainerdVersion asks containerd for its version. With it, layers that
+	// the node has already are reused; it tells how containerd wants to be told.
+	ContainerdVersion func(context.Context) (string, error)
 	// OnCommit, if set, is told the name of every snapshot that was unpacked
 	// and committed, outside of any transaction. It must not block.
 	OnCommit func(name string)
@@ -134,7 +137,8 @@ type Snapshotter struct {
 	settling   settling
 
 	mu       sync.Mutex
-	layers   map[string]layer.Summary // TOCs by snapshot ID, as far as they were asked for
+	layers   map[string]layer.Summary          // TOCs by snapshot ID, as far as they were asked for
+	donors   map[digest.Digest]map[string]bool // IDs of layers by diffID, as far as that is known
 	uses     map[imageName]*imageUse
 	clock    uint64          // counts the uses of images
 	applying map[string]bool // snapshots that a layer is going into
@@ -154,7 +158,7 @@ var (
 // Damage of single snapshots is logged and does not keep it from opening.
 func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	defer func() { layout{root: cfg.Root}.blameDisk(&err) }()
-	s := &Snapshotter{cfg: cfg, garbage: make(chan struct{}, 1), layers: map[string]layer.Summary{}, uses: map[imageName]*imageUse{}, applying: map[string]bool{}, repacked: map[uint32]bool{}, settling: newSettling()}
+	s := &Snapshotter{cfg: cfg, garbage: make(chan struct{}, 1), layers: map[string]layer.Summary{}, donors: map[digest.Digest]map[string]bool{}, uses: map[imageName]*imageUse{}, applying: map[string]bool{}, repacked: map[uint32]bool{}, settling: newSettling()}
 	if cfg.quiet == 0 {
 		s.cfg.quiet = quietTime
 	}

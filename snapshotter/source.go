@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -23,11 +25,13 @@ import (
 type source struct {
 	Namespace string             `json:"namespace"` // containerd's
 	Blob      ocispec.Descriptor `json:"blob"`
+	// What Apply computed of the decompressed stream; "" and 0 if the layer was
+	// taken in by a version that did not note it.
+	DiffID   digest.Digest `json:"diffID,omitempty"`
+	DiffSize int64         `json:"diffSize,omitempty"`
 }
 
-func (s *Snapshotter) writeSource(ctx context.Context, id string, desc ocispec.Descriptor) error {
-	ns, _ := namespaces.Namespace(ctx)
-	src := source{ns, ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}}
+func (s *Snapshotter) writeSource(id string, src source) error {
 	// Synced at once: after a power cut it says where to find what was not.
 	if err := writeFile(s.source(id), true, func(w io.Writer) error { return json.NewEncoder(w).Encode(src) }); err != nil {
 		return err
@@ -47,7 +51,7 @@ func (s *sourceStream) Close() error { return errors.Join(s.layerStream.Close(),
 // openSource opens the blob of a layer that needs it again.
 // ErrFailedPrecondition, saying how to mend it: containerd has it no more.
 func (s *Snapshotter) openSource(ctx context.Context, id string, src source) (*sourceStream, error) {
-	blob, err := s.cfg.Content.Open(src.context(ctx), src.Blob)
+	blob, err := s.openBlob(ctx, src)
 	if errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("contents of layer %s are needed again, and namespace %s no longer has its blob %s, %s: %w",
 			id, src.Namespace, src.Blob.Digest, s.howToFetch(ctx, src), errdefs.ErrFailedPrecondition)
@@ -60,6 +64,26 @@ func (s *Snapshotter) openSource(ctx context.Context, id string, src source) (*s
 		return nil, errors.Join(err, blob.Close())
 	}
 	return &sourceStream{stream, blob}, nil
+}
+
+// openBlob opens the blob of a source, or one from which the same layer came to
+// another snapshot.
+func (s *Snapshotter) openBlob(ctx context.Context, src source) (io.ReadCloser, error) {
+	blob, err := s.cfg.Content.Open(src.context(ctx), src.Blob)
+	if !errdefs.IsNotFound(err) {
+		return blob, err
+	}
+	s.mu.Lock()
+	others := slices.Collect(maps.Keys(s.donors[src.DiffID]))
+	s.mu.Unlock()
+	for _, id := range others {
+		if other, rerr := s.readSource(id); rerr == nil {
+			if blob, oerr := s.cfg.Content.Open(other.context(ctx), other.Blob); oerr == nil {
+				return blob, nil
+			}
+		}
+	}
+	return nil, err
 }
 
 // howToFetch says which images have the blob of a layer, and how to get it again.

@@ -97,15 +97,16 @@ func (s *Snapshotter) countUsages(ctx context.Context) (map[string]snapshots.Usa
 	if err != nil {
 		return nil, err
 	}
-	files := map[chain][]imageName{} // whose oldest snapshot has not been met
+	imagesOf := map[chain][]imageName{} // whose oldest snapshot has not been met
 	for _, i := range images {
-		files[i.chain] = append(files[i.chain], i)
+		imagesOf[i.chain] = append(imagesOf[i.chain], i)
 	}
+	files := fileCounter{}
 	for _, id := range committed {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		u := fileUsage(s.toc(id), s.source(id), s.layer(id))
+		u := files.count(s.toc(id), s.source(id), s.layer(id))
 		err := s.eachContent(id, func(d layer.Digest) error {
 			u.Size += counted.Count(pack.Digest(d))
 			return nil
@@ -114,10 +115,10 @@ func (s *Snapshotter) countUsages(ctx context.Context) (map[string]snapshots.Usa
 			return nil, err
 		}
 		if c := chainOf(chains[id]); chains[id] != nil {
-			for _, i := range files[c] {
-				u.Add(fileUsage(s.image(i), s.refs(i)))
+			for _, i := range imagesOf[c] {
+				u.Add(files.count(s.image(i), s.refs(i)))
 			}
-			delete(files, c)
+			delete(imagesOf, c)
 		}
 		byID[id] = u
 	}
@@ -130,11 +131,16 @@ func age(id string) uint64 {
 	return n
 }
 
-// fileUsage adds up what files take up; those that are not there count nothing.
-func fileUsage(paths ...string) (u snapshots.Usage) {
+// fileCounter counts what files take up, each inode once: layers that are the
+// same share their TOC.
+type fileCounter map[uint64]bool
+
+// count adds files up; those that are not there count nothing.
+func (f fileCounter) count(paths ...string) (u snapshots.Usage) {
 	for _, path := range paths {
 		var st syscall.Stat_t
-		if syscall.Lstat(path, &st) == nil {
+		if syscall.Lstat(path, &st) == nil && !f[st.Ino] {
+			f[st.Ino] = true
 			u.Inodes++
 			u.Size += st.Blocks * 512
 		}

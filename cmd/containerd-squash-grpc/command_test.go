@@ -24,7 +24,7 @@ var errOpened = errors.New("this is far enough")
 // execute runs the program up to the opening of the backend and returns the configuration it arrived there with.
 func execute(t *testing.T, args ...string) (cfg service.Config, code int, stdout, stderr string) {
 	t.Helper()
-	open := func(_ context.Context, got service.Config, _ service.Blobs, _ func(string)) (service.Backend, error) {
+	open := func(_ context.Context, got service.Config, _ service.Containerd, _ func(string)) (service.Backend, error) {
 		cfg = got
 		return nil, errOpened
 	}

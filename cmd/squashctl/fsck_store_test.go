@@ -79,7 +79,7 @@ func newStore(t *testing.T) *store {
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
 		ended <- service.Run(ctx, cfg, service.Options{
-			Open: func(ctx context.Context, cfg service.Config, _ service.Blobs, committed func(string)) (service.Backend, error) {
+			Open: func(ctx context.Context, cfg service.Config, _ service.Containerd, committed func(string)) (service.Backend, error) {
 				opened, err := snapshotter.New(ctx, snapshotter.Config{Root: cfg.Root, State: cfg.State, Mount: mounts.ModeAuto, Content: kept, OnCommit: committed})
 				s.Backend = opened
 				return opened, err

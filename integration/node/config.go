@@ -69,6 +69,9 @@ func (n *Node) containerdConfig() string {
 	p("[proxy_plugins.squash]")
 	p("  type = \"snapshot\"")
 	p("  address = %q", n.daemonSocket())
+	if !n.opts.SnapshotOnly {
+		p("  capabilities = [\"rebase\"]")
+	}
 	p("  [proxy_plugins.squash.exports]")
 	p("    root = %q", n.DaemonRoot())
 	if !n.opts.SnapshotOnly {

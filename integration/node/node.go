@@ -302,6 +302,9 @@ func (n *Node) env() []string {
 
 func (n *Node) logFile(name string) string { return filepath.Join(n.logDir(), name+".log") }
 
+// DaemonLog is the file with the squash daemon's log.
+func (n *Node) DaemonLog() string { return n.logFile("squash") }
+
 // Logs gives the last lines of both daemons' logs, and the head of the stack dump of a Go program that died.
 func (n *Node) Logs(lines int) string {
 	var b strings.Builder
