@@ -36,7 +36,7 @@ func main() {
 	b := &bench{started: time.Now()}
 	flag.StringVar(&b.setups, "setups", "overlayfs,overlayfs-parallel,erofs-lz4,erofs-lz4-parallel,squash-none,squash-lz4,squash-zstd",
 		"what to compare, the first one is 100 %: "+measure.SetupForms)
-	flag.StringVar(&b.images, "images", "demo,runner", "images to measure with")
+	flag.StringVar(&b.images, "images", "demo,runner,layers", "images to measure with: demo, runner, layers (128 of them), files (a million)")
 	flag.IntVar(&b.rounds, "rounds", 3, "how often everything is measured")
 	flag.StringVar(&b.to, "to", "", "directory for the results (default: docs/bench of the repository)")
 	flag.BoolVar(&b.verify, "verify", true, "have a container check every file in the first round")
@@ -179,8 +179,12 @@ func (b *bench) subjects(ctx context.Context, bin *binaries.Set, results *measur
 			s, err = b.demo(ctx, bin, guest)
 		case "runner":
 			s, err = b.runner(ctx, guest)
+		case "layers":
+			s, err = b.generated(ctx, bin, name, guest, images.ManyLayers)
+		case "files":
+			s, err = b.generated(ctx, bin, name, guest, images.ManyFiles)
 		default:
-			err = fmt.Errorf("image %q is not one of demo, runner", name)
+			err = fmt.Errorf("image %q is not one of demo, runner, layers, files", name)
 		}
 		if err != nil {
 			return nil, err
@@ -254,8 +258,29 @@ func (b *bench) demo(ctx context.Context, bin *binaries.Set, guest []byte) (s me
 		return s, err
 	}
 	s.Programs = runner.Programs[:1] // Go is where it is in the large image
-	s.Image, s.Ref, err = b.push(ctx, store, "demo:1", layers)
+	s.Image, s.Ref, err = b.push(ctx, store, "demo:1", plain(layers))
 	return s, err
+}
+
+// generated makes an image that is nothing but names and bytes.
+func (b *bench) generated(ctx context.Context, bin *binaries.Set, name string, guest []byte, layers func(*images.Store, []byte) ([]v1.Layer, error)) (s measure.Subject, err error) {
+	store, err := images.OpenStore(filepath.Join(bin.Repo, "bin", "images"))
+	if err != nil {
+		return s, err
+	}
+	list, err := layers(store, guest)
+	if err != nil {
+		return s, err
+	}
+	s.Image, s.Ref, err = b.push(ctx, store, name+":1", list)
+	return s, err
+}
+
+func plain(titled []images.Titled) (layers []v1.Layer) {
+	for _, l := range titled {
+		layers = append(layers, l.Layer)
+	}
+	return layers
 }
 
 func (b *bench) runner(ctx context.Context, guest []byte) (s measure.Subject, err error) {
@@ -269,24 +294,20 @@ func (b *bench) runner(ctx context.Context, guest []byte) (s measure.Subject, er
 	if err != nil {
 		return s, err
 	}
-	if s.Image, s.Ref, err = b.push(ctx, cache.Store, "runner:1", first); err != nil {
+	if s.Image, s.Ref, err = b.push(ctx, cache.Store, "runner:1", plain(first)); err != nil {
 		return s, err
 	}
 	second, err := cache.Layers(ctx, runner.Second, guest, func(title string) { b.say("  second: %s", title) })
 	if err != nil {
 		return s, err
 	}
-	s.SecondImage, s.Second, err = b.push(ctx, cache.Store, "runner:2", second)
+	s.SecondImage, s.Second, err = b.push(ctx, cache.Store, "runner:2", plain(second))
 	return s, err
 }
 
 // push puts layers into an image and serves it.
-func (b *bench) push(ctx context.Context, store *images.Store, tag string, layers []images.Titled) (v1.Image, string, error) {
-	stack := make([]v1.Layer, len(layers))
-	for i, l := range layers {
-		stack[i] = l.Layer
-	}
-	img, err := images.Image(images.OCI, stack...)
+func (b *bench) push(ctx context.Context, store *images.Store, tag string, layers []v1.Layer) (v1.Image, string, error) {
+	img, err := images.Image(images.OCI, layers...)
 	if err != nil {
 		return nil, "", err
 	}
