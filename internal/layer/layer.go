@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package layer owns the TOC, the table of contents of one image layer, and
-// the two ways in which a layer comes in.
+// Package layer owns the TOC, the table of contents of one image layer, the
+// two ways in which a layer comes in, and the one in which it goes out.
 //
 //	tar stream ──────FromTar──┬─▶ every entry ─▶ TOC (a file)
 //	upper directory ─FromUpper┘
 //	                          └─▶ every regular file's bytes ─▶ ContentStore
+//
+//	TOC + contents ──Reader────┬─▶ TarWriter ─▶ tar stream
+//	upper directory ─WalkUpper─┘
 //
 // A TOC says what the layer says, in the order in which the layer says it, and
 // settles nothing: duplicates, whiteouts and links to names that only a lower

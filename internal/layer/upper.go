@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,14 +30,15 @@ const (
 // one component at a time, and no symlink is followed. Entries come in byte
 // order, so the same directory gives the same TOC.
 func FromUpper(ctx context.Context, dir string, root bool, toc *Writer, store ContentStore) error {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	err := WalkUpper(ctx, dir, root, func(e *Entry, content io.Reader) error {
+		if e.Type == TypeReg {
+			if err := readContent(content, e, store); err != nil {
+				return fmt.Errorf("%q: %w", e.Path, err)
+			}
+		}
+		return toc.Add(e)
+	})
 	if err != nil {
-		return fmt.Errorf("open upper directory %s: %w", dir, err)
-	}
-	w := &upperWalk{ctx: ctx, toc: toc, store: store, links: map[uint64]string{}}
-	f := os.NewFile(uintptr(fd), dir)
-	defer f.Close()
-	if err := w.directory(f, "", root); err != nil {
 		return fmt.Errorf("take in upper directory %s: %w", dir, err)
 	}
 	return nil
@@ -56,10 +58,23 @@ func Directory(dir string) (Entry, error) {
 	return entryOf(TypeDir, "", &st, xs), nil
 }
 
+// WalkUpper calls each for every entry of a directory as FromUpper takes it in.
+// Regular files come without Digest and Inline, and with their content, of which
+// there may be less than their size if somebody writes into them.
+func WalkUpper(ctx context.Context, dir string, root bool, each func(e *Entry, content io.Reader) error) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return fmt.Errorf("open upper directory %s: %w", dir, err)
+	}
+	w := &upperWalk{ctx: ctx, each: each, links: map[uint64]string{}}
+	f := os.NewFile(uintptr(fd), dir)
+	defer f.Close()
+	return w.directory(f, "", root)
+}
+
 type upperWalk struct {
 	ctx   context.Context
-	toc   *Writer
-	store ContentStore
+	each  func(e *Entry, content io.Reader) error
 	links map[uint64]string // inode with several names ─▶ the first one met
 }
 
@@ -78,12 +93,12 @@ func (w *upperWalk) directory(d *os.File, p string, stated bool) error {
 	}
 	if stated {
 		e := entryOf(TypeDir, p, &st, xs)
-		if err := w.toc.Add(&e); err != nil {
+		if err := w.each(&e, nil); err != nil {
 			return err
 		}
 	}
 	if string(overlay[overlayOpaque]) == "y" {
-		if err := w.toc.Add(&Entry{Type: TypeOpaque, Path: p}); err != nil {
+		if err := w.each(&Entry{Type: TypeOpaque, Path: p}, nil); err != nil {
 			return err
 		}
 	}
@@ -119,12 +134,12 @@ func (w *upperWalk) name(d *os.File, name, p string) error {
 		return fmt.Errorf("%q: %w", p, err)
 	}
 	if _, ok := overlay[overlayWhiteout]; ok || st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 {
-		return w.toc.Add(&Entry{Type: TypeWhiteout, Path: p})
+		return w.each(&Entry{Type: TypeWhiteout, Path: p}, nil)
 	}
 	if first, ok := w.links[st.Ino]; ok {
 		e := entryOf(TypeHardlink, p, &st, xs)
 		e.Target = first
-		return w.toc.Add(&e)
+		return w.each(&e, nil)
 	}
 	if st.Nlink > 1 {
 		w.links[st.Ino] = p
@@ -132,7 +147,7 @@ func (w *upperWalk) name(d *os.File, name, p string) error {
 	e := entryOf(typeOf(st.Mode), p, &st, xs)
 	switch e.Type {
 	case TypeReg:
-		err = w.content(d, name, &e)
+		return w.file(d, name, &e)
 	case TypeSymlink:
 		e.Target, err = os.Readlink(procPath(d, name))
 	case TypeChar, TypeBlock:
@@ -141,16 +156,31 @@ func (w *upperWalk) name(d *os.File, name, p string) error {
 	if err != nil {
 		return fmt.Errorf("%q: %w", p, err)
 	}
-	return w.toc.Add(&e)
+	return w.each(&e, nil)
 }
 
-func (w *upperWalk) content(d *os.File, name string, e *Entry) error {
-	f, err := openAt(d, name, 0)
+// file adds a regular file. The name may have become another file's since it
+// was looked at, and a device is not to be opened: what it names is pinned and
+// looked at again first.
+func (w *upperWalk) file(d *os.File, name string, e *Entry) error {
+	pinned, err := openAt(d, name, unix.O_PATH)
 	if err != nil {
-		return fmt.Errorf("open: %w", err)
+		return fmt.Errorf("%q: open: %w", e.Path, err)
+	}
+	defer pinned.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(pinned.Fd()), &st); err != nil {
+		return fmt.Errorf("%q: stat: %w", e.Path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("%q: it is no regular file any more: %w", e.Path, errdefs.ErrFailedPrecondition)
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", pinned.Fd()))
+	if err != nil {
+		return fmt.Errorf("%q: open: %w", e.Path, err)
 	}
 	defer f.Close()
-	return readContent(ctxReader{w.ctx, io.LimitReader(f, e.Size)}, e, w.store)
+	return w.each(e, ctxReader{w.ctx, io.LimitReader(f, e.Size)})
 }
 
 func entryOf(t Type, p string, st *unix.Stat_t, xs []Xattr) Entry {
