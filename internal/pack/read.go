@@ -12,8 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Verifier compares contents with their digests. It is quick for those that
-// follow each other in the pack. Not safe for concurrent use.
+// Verifier reads contents and compares them with their digests. It is quick for
+// those that follow each other in the pack. Not safe for concurrent use.
 type Verifier struct {
 	s        *Store
 	throttle func(io.Reader) io.Reader
@@ -58,6 +58,32 @@ func (v *Verifier) verify(ctx context.Context, d Digest, p Placement) error {
 		return fmt.Errorf("content sha256:%x at block %d: read: %w: %w", d[:], p.Block, err, errdefs.ErrDataLoss)
 	}
 	if Digest(h.Sum(nil)) != d {
+		return fmt.Errorf("content sha256:%x at block %d has other bytes: %w", d[:], p.Block, errdefs.ErrDataLoss)
+	}
+	return nil
+}
+
+// Copy writes a content to w, and compares it with its digest on the way. p is
+// where a Writer that is still open looked it up: sweeps leave it alone.
+//
+// ErrDataLoss: what was written are other bytes.
+func (v *Verifier) Copy(ctx context.Context, w io.Writer, d Digest, p Placement) error {
+	h := sha256.New()
+	var werr error
+	err := v.read(ctx, p, func(b []byte) {
+		h.Write(b)
+		if werr == nil {
+			_, werr = w.Write(b)
+		}
+	})
+	switch {
+	case werr != nil:
+		return werr
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		return fmt.Errorf("content sha256:%x at block %d: read: %w: %w", d[:], p.Block, err, errdefs.ErrDataLoss)
+	case Digest(h.Sum(nil)) != d:
 		return fmt.Errorf("content sha256:%x at block %d has other bytes: %w", d[:], p.Block, errdefs.ErrDataLoss)
 	}
 	return nil
