@@ -182,6 +182,18 @@ func (s *Snapshotter) withoutChanges(ctx context.Context, f func(ctx context.Con
 	return errors.Join(f(ctx), tx.Rollback())
 }
 
+// readKnown is knownSnapshots in a transaction of its own.
+func (s *Snapshotter) readKnown(ctx context.Context) (ids known, err error) {
+	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		ids, err = knownSnapshots(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the metastore: %w", err)
+	}
+	return ids, nil
+}
+
 func knownSnapshots(ctx context.Context) (known, error) {
 	ids := known{}
 	names, err := storage.IDMap(ctx)

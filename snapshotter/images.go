@@ -10,7 +10,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -84,7 +83,7 @@ type treeMaker func(ctx context.Context) (*flatten.Tree, error)
 // directory that shows its tree. ids are the layers of its chain.
 func (s *Snapshotter) shown(ctx context.Context, i imageName, ids []string, make treeMaker) (string, error) {
 	target := s.imageMount(i)
-	root := filepath.Join(target, flatten.RootName)
+	root := s.imageRoot(i)
 	defer s.useImage(i)()
 	// The kernel knows what is mounted, whatever happened since.
 	if isErofs(target) {

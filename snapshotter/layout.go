@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/squash-snapshotter/squash/internal/failpoint"
+	"github.com/squash-snapshotter/squash/internal/flatten"
 )
 
 // formatVersion is the version of everything below the root.
@@ -145,8 +146,14 @@ func (l layout) refs(i imageName) string { return filepath.Join(l.imagesDir(), i
 
 // Mount points. Overlays are never mounted below imageMounts: containerd's ID
 // mapping clones what is there.
-func (l layout) imageMounts() string            { return filepath.Join(l.state, "mnt") }
-func (l layout) imageMount(i imageName) string  { return filepath.Join(l.imageMounts(), i.String()) }
+func (l layout) imageMounts() string           { return filepath.Join(l.state, "mnt") }
+func (l layout) imageMount(i imageName) string { return filepath.Join(l.imageMounts(), i.String()) }
+
+// imageRoot is the directory that shows what is in an image.
+func (l layout) imageRoot(i imageName) string {
+	return filepath.Join(l.imageMount(i), flatten.RootName)
+}
+
 func (l layout) skeletonMounts() string         { return filepath.Join(l.state, "skeletons") }
 func (l layout) skeletonMount(id string) string { return filepath.Join(l.skeletonMounts(), id) }
 

@@ -43,11 +43,8 @@ func (s *Snapshotter) tidy(ctx context.Context) (ids known, err error) {
 			gone = append(gone, path)
 		}
 	}
-	if err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		ids, err = knownSnapshots(ctx)
-		return err
-	}); err != nil {
-		return nil, fmt.Errorf("read the metastore: %w", err)
+	if ids, err = s.readKnown(ctx); err != nil {
+		return nil, err
 	}
 	// A crash between the making of a directory and the commit of its
 	// transaction leaves one whose ID the metastore is going to give again, and

@@ -112,11 +112,7 @@ func (s *Snapshotter) awaitSettling(ctx context.Context) bool {
 // wentOn tells whether a snapshot got a child since some time, which is flattened
 // in its place, or was removed.
 func (s *Snapshotter) wentOn(ctx context.Context, id string, since time.Time) bool {
-	var ids known
-	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		ids, err = knownSnapshots(ctx)
-		return err
-	})
+	ids, err := s.readKnown(ctx)
 	if _, ok := ids[id]; err != nil || !ok {
 		return err == nil
 	}

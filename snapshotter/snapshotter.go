@@ -3,14 +3,15 @@
 // Package snapshotter owns the life of snapshots: it is a containerd
 // Snapshotter whose committed snapshots are TOCs over one content store, and
 // whose mounts show a chain of them as a single flat image. It is also the
-// differ that takes layers in, for the two share the directory of a snapshot
-// that is being unpacked.
+// differ that takes layers in and writes them out, for the two share the
+// directories of snapshots.
 //
 //	Prepare(extract-…) ─▶ Apply: blob ─▶ TOC + pack   ─┐
 //	Prepare ─▶ writes through the mount                ├─▶ Commit ─▶ metastore
 //	                     (TOC made right after Commit) ┘
 //	Prepare, View ─▶ flat image of the parent's chain ─▶ EROFS mount ─▶ overlay or bind
 //	                 (and images of the layers above, if these were committed just now)
+//	Compare: upper directory or TOC ─▶ tar ─▶ blob
 //	Remove ─▶ metastore;  Cleanup ─▶ mounts, files, content that nobody refers to
 //
 // The metastore decides what exists. Files are published before it says so and
@@ -32,6 +33,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -97,6 +99,10 @@ type Config struct {
 	// ContainerdVersion asks containerd for its version. With it, layers that
 	// the node has already are reused; it tells how containerd wants to be told.
 	ContainerdVersion func(context.Context) (string, error)
+	// Store is where Compare writes blobs: containerd's content store. ctx
+	// carries namespace and lease. Without it Compare answers ErrNotImplemented
+	// to everything.
+	Store content.Store
 	// OnCommit, if set, is told the name of every snapshot that was unpacked
 	// and committed, outside of any transaction. It must not block.
 	OnCommit func(name string)
@@ -104,8 +110,8 @@ type Config struct {
 	quiet time.Duration // zero: quietTime; tests have less patience, or more
 }
 
-// Snapshotter implements snapshots.Snapshotter, snapshots.Cleaner and
-// diff.Applier. Two must not share a root.
+// Snapshotter implements snapshots.Snapshotter, snapshots.Cleaner,
+// diff.Applier and diff.Comparer. Two must not share a root.
 type Snapshotter struct {
 	layout
 	cfg     Config
@@ -149,6 +155,7 @@ var (
 	_ snapshots.Snapshotter = (*Snapshotter)(nil)
 	_ snapshots.Cleaner     = (*Snapshotter)(nil)
 	_ diff.Applier          = (*Snapshotter)(nil)
+	_ diff.Comparer         = (*Snapshotter)(nil)
 )
 
 // New opens the store below cfg.Root and brings it into order: unfinished

@@ -76,11 +76,8 @@ func (s *Snapshotter) committedUsage(ctx context.Context, id string) (snapshots.
 
 // countUsages reads the TOCs, the oldest snapshot first.
 func (s *Snapshotter) countUsages(ctx context.Context) (map[string]snapshots.Usage, error) {
-	var ids known
-	if err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		ids, err = knownSnapshots(ctx)
-		return err
-	}); err != nil {
+	ids, err := s.readKnown(ctx)
+	if err != nil {
 		return nil, err
 	}
 	var committed []string
