@@ -23,6 +23,7 @@ func OpenSnapshotter(ctx context.Context, cfg Config, containerd Containerd, com
 		Shadowed:    snapshotter.Shadowed(cfg.Shadowed),
 		Compression: compression,
 		Content:     containerd,
+		Store:       containerd.Store(),
 		OnCommit:    committed,
 	}
 	if cfg.ReuseLayers {

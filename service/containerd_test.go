@@ -16,9 +16,11 @@ import (
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -32,7 +34,7 @@ import (
 )
 
 // fakeContainerd serves what this package asks containerd for: containerd's own content service over its own
-// metadata, so namespaces and filters are real, and small images, introspection and events services.
+// metadata, so namespaces, leases and filters are real, and small images, leases, introspection and events services.
 type fakeContainerd struct {
 	introspectionapi.UnimplementedIntrospectionServer
 	eventsapi.UnimplementedEventsServer
@@ -40,6 +42,7 @@ type fakeContainerd struct {
 	address string
 	store   content.Store
 	images  images.Store
+	leases  leases.Manager
 	service contentapi.ContentServer
 
 	mu          sync.Mutex
@@ -72,6 +75,7 @@ func newFakeContainerd(t *testing.T) *fakeContainerd {
 		address:     filepath.Join(dir, "containerd.sock"),
 		store:       db.ContentStore(),
 		images:      metadata.NewImageStore(db),
+		leases:      metadata.NewLeaseManager(db),
 		plugins:     []*introspectionapi.Plugin{{Type: "io.containerd.content.v1", ID: "content", Exports: map[string]string{"root": filepath.Join(dir, "content")}}},
 		subscribers: map[chan *types.Envelope][]string{},
 		subscribed:  make(chan struct{}, 100),
@@ -107,6 +111,7 @@ func (f *fakeContainerd) start(t *testing.T) {
 	introspectionapi.RegisterIntrospectionServer(server, f)
 	eventsapi.RegisterEventsServer(server, f)
 	imagesapi.RegisterImagesServer(server, imageService{store: f.images})
+	leasesapi.RegisterLeasesServer(server, leaseService{manager: f.leases})
 	f.mu.Lock()
 	f.server = server
 	f.mu.Unlock()
@@ -228,6 +233,23 @@ func (s imageService) List(ctx context.Context, req *imagesapi.ListImagesRequest
 		reply.Images = append(reply.Images, &imagesapi.Image{Name: image.Name, Target: target})
 	}
 	return reply, nil
+}
+
+// leaseService serves what is asked of containerd's own leases.
+type leaseService struct {
+	leasesapi.UnimplementedLeasesServer
+	manager leases.Manager
+}
+
+func (s leaseService) Create(ctx context.Context, req *leasesapi.CreateRequest) (*leasesapi.CreateResponse, error) {
+	lease, err := s.manager.Create(ctx, func(l *leases.Lease) error {
+		l.ID, l.Labels = req.ID, req.Labels
+		return nil
+	})
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return &leasesapi.CreateResponse{Lease: &leasesapi.Lease{ID: lease.ID, Labels: lease.Labels}}, nil
 }
 
 type countingList struct {

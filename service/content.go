@@ -15,6 +15,7 @@ import (
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -28,7 +29,7 @@ import (
 // answerTimeout bounds one short question to containerd, the time to connect included.
 const answerTimeout = 10 * time.Second
 
-// ContentSource reads blobs of containerd's content store. It may be used by many goroutines at once.
+// ContentSource reads blobs of containerd's content store, and has a Store to write them. It may be used by many goroutines at once.
 //
 // containerd decides who may read what: it is asked about the blob in the caller's namespace before a byte is read.
 // After that the blob's file is opened where this process can see it, which is more than ten times as fast as the
@@ -37,6 +38,7 @@ type ContentSource struct {
 	contents contentapi.ContentClient
 	images   imagesapi.ImagesClient
 	plugins  introspectionapi.IntrospectionClient
+	store    blobStore
 
 	mu   sync.Mutex
 	root string // the content store's directory as last heard of; "" while unknown
@@ -48,8 +50,12 @@ func NewContentSource(conn grpc.ClientConnInterface) *ContentSource {
 		contents: contentapi.NewContentClient(conn),
 		images:   imagesapi.NewImagesClient(conn),
 		plugins:  introspectionapi.NewIntrospectionClient(conn),
+		store:    newBlobStore(conn),
 	}
 }
+
+// Store is the content store to write blobs into; ctx carries namespace and lease.
+func (s *ContentSource) Store() content.Store { return s.store }
 
 // Open returns the blob of desc from its first byte. Only desc.Digest is used; ctx carries the containerd namespace
 // and must live as long as the stream is read. A blob that the namespace does not have is errdefs.ErrNotFound, a

@@ -12,13 +12,10 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/diffservice"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
-	"github.com/containerd/containerd/v2/core/diff"
-	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -41,19 +38,23 @@ func newServer(ctx context.Context, backend Backend) (*grpc.Server, *health.Serv
 		grpc.StreamInterceptor(interceptStream(log.G(ctx))),
 	)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(backend))
-	diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(backend, noComparer{}))
+	diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(backend, backend))
 	adminapi.RegisterAdminServer(server, &adminServer{serving: ctx, backend: backend})
 	healthy := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthy)
 	return server, healthy
 }
 
-// callContext returns ctx with what code below expects in it, which is the logger and the caller's namespace: the
-// contrib services read no headers themselves. The garbage collector of containerd calls without a namespace.
+// callContext returns ctx with what code below expects in it, which is the logger and the caller's namespace and
+// lease: the contrib services read no headers themselves, and calls to containerd send only what is put in here. The
+// garbage collector of containerd calls without a namespace.
 func callContext(ctx context.Context, logger *log.Entry) context.Context {
 	if namespace, ok := namespaces.Namespace(ctx); ok {
 		ctx = namespaces.WithNamespace(ctx, namespace)
 		logger = logger.WithField("namespace", namespace)
+	}
+	if lease, ok := leases.FromContext(ctx); ok {
+		ctx = leases.WithLease(ctx, lease)
 	}
 	return log.WithLogger(ctx, logger)
 }
@@ -103,13 +104,6 @@ func traced(ctx context.Context, what string, f func() error) (err error) {
 		}
 	}()
 	return f()
-}
-
-// noComparer leaves comparing two mounts to containerd's walking differ, which does it for any mounts.
-type noComparer struct{}
-
-func (noComparer) Compare(context.Context, []mount.Mount, []mount.Mount, ...diff.Opt) (ocispec.Descriptor, error) {
-	return ocispec.Descriptor{}, fmt.Errorf("compare: %w", errdefs.ErrNotImplemented)
 }
 
 // dialContainerd returns a connection to the containerd at the socket path address. It is made when it is first used

@@ -5,7 +5,7 @@
 //
 //	containerd ──Snapshots, Diff──▶ socket ──▶ Backend (the snapshotter)
 //	squashctl  ──Admin────────────▶ socket ──▶ Backend
-//	containerd ◀──content, introspection, events── ContentSource, watcher ◀── Backend
+//	containerd ◀──content, leases, introspection, events── ContentSource, watcher ◀── Backend
 //
 // It knows nothing of layers, packs or images. Its share in the invariants of the design: one process per root
 // (otherwise none of them holds), names from outside never become paths (6), blobs are streamed with bounded
@@ -23,6 +23,7 @@ import (
 	"time"
 
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/log"
@@ -45,6 +46,7 @@ var usualGrace = grace{finish: 5 * time.Second, abort: 3 * time.Second, close: 5
 type Backend interface {
 	snapshots.Snapshotter
 	diff.Applier
+	diff.Comparer
 	// Flatten makes the flat image of the committed snapshot name ready for containers. name is a backend name as
 	// it was passed to OpenFunc's committed.
 	Flatten(ctx context.Context, name string) error
@@ -55,6 +57,7 @@ type Blobs interface {
 	Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
 	Kept(ctx context.Context) (map[digest.Digest]bool, error)
 	ImagesOf(ctx context.Context, blob digest.Digest) ([]string, error)
+	Store() content.Store
 }
 
 // Containerd is what a Backend asks of containerd.

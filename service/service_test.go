@@ -41,6 +41,7 @@ type fakeBackend struct {
 	blobs     Containerd
 	committed func(string)
 	apply     func(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error)
+	compare   func(ctx context.Context, lower, upper []mount.Mount, opts ...diff.Opt) (ocispec.Descriptor, error)
 	stat      func(ctx context.Context)
 	walk      func(ctx context.Context)
 	flatten   func(ctx context.Context, name string) error
@@ -49,6 +50,13 @@ type fakeBackend struct {
 
 func (f *fakeBackend) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, _ ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	return f.apply(ctx, desc, mounts)
+}
+
+func (f *fakeBackend) Compare(ctx context.Context, lower, upper []mount.Mount, opts ...diff.Opt) (ocispec.Descriptor, error) {
+	if f.compare == nil {
+		return ocispec.Descriptor{}, errdefs.ErrNotImplemented
+	}
+	return f.compare(ctx, lower, upper, opts...)
 }
 
 func (f *fakeBackend) Stat(ctx context.Context, key string) (snapshots.Info, error) {
