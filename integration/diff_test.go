@@ -71,7 +71,7 @@ func TestDiffComesFromTheChangeAlone(t *testing.T) {
 	}
 
 	// The proof that the log would tell, and that others' snapshots are left to containerd.
-	theirs := mode{"overlayfs", node.Overlayfs, false}
+	theirs := overlayfs
 	pull(t, n, theirs, push(t, img))
 	ctr(t, n, "snapshot", "--snapshotter", theirs.snapshotter, "diff", topSnapshot(t, n, theirs))
 	if !strings.Contains(n.Logs(1<<20), walked) {

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,14 +32,14 @@ func appliedByContainerd(t testing.TB, parent []mount.Mount, layer []byte) treet
 	dir := t.TempDir()
 	upper, bottom := filepath.Join(dir, "upper"), filepath.Join(dir, "bottom")
 	must(t, errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(bottom, 0o755)))
-	lower := parent[0].Source
+	lowers := lowersOf(parent)
 	ctx := log.WithLogger(context.Background(), log.L)
-	_, err := archive.Apply(ctx, upper, bytes.NewReader(layer), archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithParents([]string{lower}))
+	_, err := archive.Apply(ctx, upper, bytes.NewReader(layer), archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithParents(lowers))
 	must(t, err)
-	st, err := os.Stat(lower)
+	st, err := os.Stat(lowers[0])
 	must(t, err)
 	must(t, os.Chmod(upper, st.Mode())) // no layer says anything about the root
-	return treeOf(t, []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"ro", "lowerdir=" + upper + ":" + lower + ":" + bottom}}})
+	return treeOf(t, []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"ro", "lowerdir=" + upper + ":" + strings.Join(lowers, ":") + ":" + bottom}}})
 }
 
 // appliedInPlace is the same by containerd's applier on a copy of the parent,
