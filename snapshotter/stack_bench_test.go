@@ -52,4 +52,13 @@ func BenchmarkBuildSteps(b *testing.B) {
 		must(b, s.Commit(ctx, name, key))
 		parent = name
 	}
+	entries, err := os.ReadDir(s.imagesDir())
+	must(b, err)
+	size := int64(0)
+	for _, e := range entries {
+		info, err := e.Info()
+		must(b, err)
+		size += info.Size()
+	}
+	b.ReportMetric(float64(size)/float64(b.N), "image-bytes/op")
 }
