@@ -24,6 +24,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -107,7 +108,9 @@ type Config struct {
 	// and committed, outside of any transaction. It must not block.
 	OnCommit func(name string)
 
-	quiet time.Duration // zero: quietTime; tests have less patience, or more
+	// Tests have less patience, or more.
+	quiet   time.Duration // zero: quietTime
+	settled time.Duration // zero: trimSettled
 }
 
 // Snapshotter implements snapshots.Snapshotter, snapshots.Cleaner,
@@ -166,9 +169,7 @@ var (
 func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	defer func() { layout{root: cfg.Root}.blameDisk(&err) }()
 	s := &Snapshotter{cfg: cfg, garbage: make(chan struct{}, 1), layers: map[string]layer.Summary{}, donors: map[digest.Digest]map[string]bool{}, uses: map[imageName]*imageUse{}, applying: map[string]bool{}, repacked: map[uint32]bool{}, settling: newSettling()}
-	if cfg.quiet == 0 {
-		s.cfg.quiet = quietTime
-	}
+	s.cfg.quiet, s.cfg.settled = cmp.Or(cfg.quiet, quietTime), cmp.Or(cfg.settled, trimSettled)
 	switch cfg.Durability {
 	case "":
 		s.cfg.Durability = DurabilityBackground
@@ -228,6 +229,9 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	}
 	log.G(ctx).WithFields(log.Fields{"root": s.root, "mount": string(s.mounter.Mode()), "compression": algorithm.String()}).Info("snapshotter is open")
 	s.background(s.collector)
+	if s.mounter.Mode() == mounts.ModeFile {
+		s.background(s.trimmer)
+	}
 	s.askSweep() // a crash may have left content without a reference
 	return s, nil
 }

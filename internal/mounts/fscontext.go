@@ -15,15 +15,6 @@ import (
 
 // createFileBacked is the createFunc of ModeFile.
 func createFileBacked(ctx context.Context, image, pack *backing) (*os.File, error) {
-	return createFromFiles(ctx, image, pack)
-}
-
-// createDirectIO is the createFunc of ModeFile with [DirectIO].
-func createDirectIO(ctx context.Context, image, pack *backing) (*os.File, error) {
-	return createFromFiles(ctx, image, pack, "directio")
-}
-
-func createFromFiles(ctx context.Context, image, pack *backing, flags ...string) (*os.File, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -31,12 +22,12 @@ func createFromFiles(ctx context.Context, image, pack *backing, flags ...string)
 	if pack != nil {
 		devices = append(devices, pack.param)
 	}
-	return create(image.param, devices, flags...)
+	return create(image.param, devices)
 }
 
 // create makes a read-only EROFS mount of source that is attached nowhere; closing it unmounts it.
-// The devices go to the slots of the image in the order given, the flags are EROFS's own mount options.
-func create(source string, devices []string, flags ...string) (*os.File, error) {
+// The devices go to the slots of the image in the order given.
+func create(source string, devices []string) (*os.File, error) {
 	fsctx, err := openContext()
 	if err != nil {
 		return nil, err
@@ -52,10 +43,8 @@ func create(source string, devices []string, flags ...string) (*os.File, error) 
 			return nil, fmt.Errorf("set EROFS device %s: %w", device, withMessages(err, fsctx, nil))
 		}
 	}
-	for _, flag := range append([]string{"ro"}, flags...) {
-		if err := unix.FsconfigSetFlag(fd, flag); err != nil {
-			return nil, fmt.Errorf("set EROFS option %s: %w", flag, withMessages(err, fsctx, nil))
-		}
+	if err := unix.FsconfigSetFlag(fd, "ro"); err != nil {
+		return nil, fmt.Errorf("set EROFS read-only: %w", withMessages(err, fsctx, nil))
 	}
 
 	klog := openKernelLog()

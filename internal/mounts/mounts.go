@@ -49,38 +49,10 @@ type Mounter struct {
 // attached nowhere yet; closing it unmounts it.
 type createFunc func(ctx context.Context, image, pack *backing) (*os.File, error)
 
-// Option is a choice about all mounts of a Mounter.
-type Option func(*options)
-
-type options struct{ directIO bool }
-
-// DirectIO makes file-backed mounts read past the page cache of image and pack, which otherwise keeps
-// what is read a second time, compressed or not. Loop devices do so in any case.
-func DirectIO() Option { return func(o *options) { o.directIO = true } }
-
-// New returns a Mounter for mode, given what [Probe] found. A mode or an option that the probe found
-// absent, or auto when it found neither mode, is an errdefs.ErrFailedPrecondition with the reason and the
-// remedy in its text; an unknown mode is an errdefs.ErrInvalidArgument.
-func New(caps Capabilities, mode Mode, opts ...Option) (*Mounter, error) {
-	m, err := newForMode(caps, mode)
-	if err != nil {
-		return nil, err
-	}
-	var o options
-	for _, opt := range opts {
-		opt(&o)
-	}
-	if o.directIO && m.mode == ModeFile {
-		if !caps.DirectIO {
-			return nil, fmt.Errorf("direct I/O of file-backed mounts is not available: %s: %w",
-				caps.DirectIOReason, errdefs.ErrFailedPrecondition)
-		}
-		m.create = createDirectIO
-	}
-	return m, nil
-}
-
-func newForMode(caps Capabilities, mode Mode) (*Mounter, error) {
+// New returns a Mounter for mode, given what [Probe] found. A mode that the probe found absent, or auto
+// when it found neither, is an errdefs.ErrFailedPrecondition with the reason and the remedy in its text;
+// an unknown mode is an errdefs.ErrInvalidArgument.
+func New(caps Capabilities, mode Mode) (*Mounter, error) {
 	file := &Mounter{mode: ModeFile, create: createFileBacked}
 	loop := &Mounter{mode: ModeLoop, create: createLoop}
 	switch mode {

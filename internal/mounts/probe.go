@@ -20,9 +20,6 @@ type Capabilities struct {
 	// Loop: EROFS reads image and extra device through loop devices.
 	Loop       bool
 	LoopReason string
-	// DirectIO: file-backed mounts take the option of [DirectIO].
-	DirectIO       bool
-	DirectIOReason string
 
 	// What EROFS reads on an extra device beside plain blocks, in every mode that works.
 	//
@@ -76,13 +73,8 @@ func probe(ctx context.Context, dir string) (Capabilities, error) {
 	var modes []*Mounter
 	if fileErr != nil {
 		caps.FileBackedReason = fileBackedReason(fileErr, dir)
-		caps.DirectIOReason = "file-backed mounts do not work"
 	} else {
 		modes = append(modes, &Mounter{mode: ModeFile, create: createFileBacked})
-		if err := images.try(ctx, createDirectIO); err != nil {
-			caps.DirectIOReason = fmt.Sprintf("%v: Linux 6.13 or newer is needed, and a file system with direct I/O for %s", err, dir)
-		}
-		caps.DirectIO = caps.DirectIOReason == ""
 	}
 	if loopErr != nil {
 		caps.LoopReason = loopErr.Error()

@@ -37,7 +37,7 @@ func TestProbeOnDisk(t *testing.T) {
 	root := newRoot(t)
 	caps, err := Probe(t.Context(), root)
 	must(t, err)
-	want := Capabilities{FileBacked: true, Loop: true, DirectIO: true, LZ4: true, Zstd: true, Fragments: true}
+	want := Capabilities{FileBacked: true, Loop: true, LZ4: true, Zstd: true, Fragments: true}
 	if caps != want {
 		t.Errorf("got %+v, want %+v", caps, want)
 	}
@@ -61,9 +61,6 @@ func TestProbeOnFileSystemsWithoutFileBackedMounts(t *testing.T) {
 			}
 			if !caps.Loop || caps.LoopReason != "" {
 				t.Errorf("loop: got %t with reason %q", caps.Loop, caps.LoopReason)
-			}
-			if caps.DirectIO || caps.DirectIOReason == "" {
-				t.Errorf("direct I/O: got %t with reason %q", caps.DirectIO, caps.DirectIOReason)
 			}
 			if !caps.LZ4 || !caps.Zstd || !caps.Fragments {
 				t.Errorf("clusters, which loop devices can read: got %+v", caps)
@@ -104,7 +101,7 @@ func TestProbeWithoutLoopDevices(t *testing.T) {
 	if !caps.FileBacked || caps.Loop || !strings.Contains(caps.LoopReason, loopControl) {
 		t.Errorf("got %+v", caps)
 	}
-	if !caps.LZ4 || !caps.Zstd || !caps.Fragments || !caps.DirectIO {
+	if !caps.LZ4 || !caps.Zstd || !caps.Fragments {
 		t.Errorf("clusters, which file-backed mounts can read: got %+v", caps)
 	}
 	checkEmpty(t, root)

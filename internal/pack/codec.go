@@ -59,7 +59,7 @@ func (a Algorithm) MaxLevel() int {
 
 // Levels of compression.
 const (
-	defaultZstdLevel = 3
+	defaultZstdLevel = 1
 	defaultLZ4Level  = 0 // the fast compressor; others look further
 	maxZstdLevel     = 22
 	maxLZ4Level      = 9

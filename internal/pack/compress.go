@@ -19,7 +19,7 @@ import (
 // What is in the pack, and where, depends on the order of the contents alone.
 
 // sharedMax is the size in bytes up to which contents share clusters.
-const sharedMax = 16 << 10
+const sharedMax = 8 << 10
 
 // queueJobs is how many clusters a writer has in compression, at most, when it
 // goes on reading.
