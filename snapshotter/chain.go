@@ -132,11 +132,6 @@ func readSummary(path string) (layer.Summary, error) {
 	return layer.ReadSummary(f, st.Size())
 }
 
-// merge reads the layers' TOCs.
-func (s *Snapshotter) merge(ctx context.Context, ids []string) (*flatten.Tree, error) {
-	return flatten.Merge(ctx, s.tocReaders(ids))
-}
-
 func (s *Snapshotter) tocReaders(ids []string) []flatten.Layer {
 	open := make([]flatten.Layer, len(ids))
 	for i, id := range ids {

@@ -26,6 +26,12 @@ import (
 // whatever the size of the layer; an upper directory is taken in afterwards.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) (err error) {
 	defer s.blameDisk(&err)
+	var info snapshots.Info // as the client wants it
+	for _, opt := range opts {
+		if err := opt(&info); err != nil {
+			return fmt.Errorf("commit %s: %w", key, err)
+		}
+	}
 	var id string
 	err = s.update(ctx, func(ctx context.Context) (err error) {
 		if id, _, _, err = storage.GetInfo(ctx, key); err != nil {
@@ -44,6 +50,9 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	}
 	s.changed.Add(1)
 	extract := exists(s.extractMark(id))
+	if extract && info.Parent != "" {
+		s.mergeAhead(name)
+	}
 	s.background(func(ctx context.Context) { s.settle(ctx, name, id) })
 	if extract && s.cfg.OnCommit != nil {
 		s.cfg.OnCommit(name)

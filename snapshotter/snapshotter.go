@@ -144,6 +144,7 @@ type Snapshotter struct {
 	changed    atomic.Uint64   // counts changes of layers, images and content
 	usages     usages
 	settling   settling
+	merged     merged
 
 	mu       sync.Mutex
 	layers   map[string]layer.Summary          // TOCs by snapshot ID, as far as they were asked for

@@ -44,18 +44,24 @@ type Tree struct {
 // Damaged TOCs are reported as layer.ErrDamaged; a hardlink to a file that no
 // layer has as ErrFailedPrecondition.
 func Merge(ctx context.Context, layers []Layer) (*Tree, error) {
-	t := &Tree{}
-	for i, open := range layers {
-		root, err := replay(ctx, open, newUpper(t.layers))
+	if len(layers) == 0 {
+		return &Tree{layers: []*node{newDir()}}, nil
+	}
+	return (&Tree{}).Extend(ctx, layers)
+}
+
+// Extend is Merge for layers on top of those of a tree that was merged, which
+// stays as it is.
+func (t *Tree) Extend(ctx context.Context, layers []Layer) (*Tree, error) {
+	roots := t.layers
+	for _, open := range layers {
+		root, err := replay(ctx, open, newUpper(roots))
 		if err != nil {
-			return nil, fmt.Errorf("layer %d of %d: %w", i+1, len(layers), err)
+			return nil, fmt.Errorf("layer %d of %d: %w", len(roots)+1, len(t.layers)+len(layers), err)
 		}
-		t.layers = slices.Insert(t.layers, 0, root)
+		roots = append([]*node{root}, roots...)
 	}
-	if len(t.layers) == 0 {
-		t.layers = []*node{newDir()}
-	}
-	return t, nil
+	return &Tree{layers: roots}, nil
 }
 
 // ErrBelow marks a layer that cannot be replayed alone: it implies a directory
