@@ -177,7 +177,7 @@ func layerOf(files ...fileContent) []byte {
 // to be treated otherwise, and beside them; many small ones, and some of many
 // clusters.
 func contentOfEverySize() (files []fileContent) {
-	const block, inline, shared, cluster, small = pack.BlockSize, 1024, 16 << 10, pack.ClusterSize, 1 << 20
+	const block, inline, shared, cluster, small = pack.BlockSize, 1024, 8 << 10, pack.ClusterSize, 1 << 20
 	for i, at := range []int64{1, inline, block, 2 * block, shared, 2 * shared, cluster - block, cluster, cluster + block, 2 * cluster, small} {
 		for _, size := range []int64{at - 1, at, at + 1} {
 			for _, kind := range contentKinds {

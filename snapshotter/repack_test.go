@@ -18,7 +18,7 @@ func scattered() image {
 	lower, upper := []treetest.Step{treetest.Dir("d")}, []treetest.Step{}
 	for i := range 300 {
 		name := fmt.Sprintf("d/%d", i)
-		lower = append(lower, treetest.File(name, noise(15000, uint64(i))))
+		lower = append(lower, treetest.File(name, noise(7500, uint64(i))))
 		if i%8 != 0 {
 			upper = append(upper, treetest.File(name, "short"))
 		}
@@ -27,8 +27,8 @@ func scattered() image {
 }
 
 const (
-	scatteredNeeded = 38 * 15000
-	scatteredAll    = 300 * 15000
+	scatteredNeeded = 38 * 7500
+	scatteredAll    = 300 * 7500
 )
 
 // repacked waits until the pack stores no more than what is needed, with room

@@ -175,7 +175,7 @@ func TestContentOfALayerImageIsKeptAndMoved(t *testing.T) {
 	file := func(root string, i int) string { return fmt.Sprintf("%s/opt/small%d", root, i) }
 	want := n.step(base, "ns/2/first", func(root string) {
 		for i := range 200 {
-			must(t, os.WriteFile(file(root, i), []byte(noise(15000, uint64(i))), 0o600))
+			must(t, os.WriteFile(file(root, i), []byte(noise(7500, uint64(i))), 0o600))
 		}
 	})
 	n.shows("ns/2/first", want)

@@ -200,7 +200,7 @@ func TestASharedClusterIsMendedInPart(t *testing.T) {
 	s := openCompressed(t, t.TempDir(), Zstd, 0)
 	var all [][]byte
 	for i := range 6 {
-		all = append(all, text(uint64(i), 15000))
+		all = append(all, text(uint64(i), sharedMax-100))
 	}
 	ds := store(t, s, all...)
 	p, _ := s.Lookup(ds[0])
@@ -226,7 +226,7 @@ func TestContentsThatShareAClusterLiveTogether(t *testing.T) {
 	s := openCompressed(t, t.TempDir(), Zstd, 0)
 	var all [][]byte
 	for i := range 40 {
-		all = append(all, text(uint64(i), 15000))
+		all = append(all, text(uint64(i), sharedMax-100))
 	}
 	ds := store(t, s, all...)
 	sweep := func(keep ...Digest) {
