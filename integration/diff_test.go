@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squash-snapshotter/squash/integration/images"
-	"github.com/squash-snapshotter/squash/integration/node"
 )
 
 // What containerd's clients get as the difference of two snapshots is written by squash, without a look at the rest of
