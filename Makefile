@@ -115,6 +115,7 @@ lint-generated:
 demo: build ## compare squash with overlayfs on an image like those of CI runners; needs root
 	@cd integration && go run ./cmd/demo
 
+# What is compared decompresses layers with igzip if it is installed (Debian: isal), as on a node.
 # BENCH has flags, for instance BENCH='-rounds 5 -images runner -setups overlayfs,squash-zstd'. MKFS_EROFS names another
 # mkfs.erofs than that in PATH. What is downloaded and built for the large image is kept in squash-bench below the user's
 # cache directory, or in SQUASH_BENCH_CACHE.

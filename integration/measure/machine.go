@@ -134,6 +134,16 @@ func ThisMachine(dir string) (Machine, error) {
 	return m, nil
 }
 
+// Gunzip names the program that containerd, and squash, have decompress layers.
+func Gunzip() string {
+	for _, name := range []string{"igzip", "unpigz"} {
+		if _, err := exec.LookPath(name); err == nil {
+			return name
+		}
+	}
+	return "none, decompression is in process"
+}
+
 // MiB gives bytes as text.
 func MiB(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 

@@ -61,6 +61,7 @@ var metrics = []metric{
 	{"cold read", "every file read in the order of the tree, caches dropped", 1, "s", 3},
 	{"warm read", "the same again", 1, "s", 3},
 	{"page cache per byte read", "growth of the page cache during the cold read by the bytes read", 1, "", 3},
+	{"and 3 s later", "the same, 3 s after the end of the read", 1, "", 3},
 	{"cold go", "go version, caches dropped", 1e-3, "ms", 0},
 	{"warm go", "the same again", 1e-3, "ms", 1},
 	{"cold node", "node --version, caches dropped", 1e-3, "ms", 0},

@@ -133,6 +133,7 @@ func (b *bench) prepare(ctx context.Context, bin *binaries.Set) (*measure.Result
 	if _, version, missing := measure.Mkfs(ctx); missing == "" {
 		machine.Versions["mkfs.erofs"] = version
 	}
+	machine.Versions["program that decompresses layers:"] = measure.Gunzip()
 	results := &measure.Results{
 		Machine: machine, Rounds: b.rounds, Skipped: make(map[string]string), About: make(map[string]string),
 		Command: strings.Join(append([]string{"make bench"}, quoted(os.Args[1:])...), " "),
