@@ -161,7 +161,7 @@ func (s *Snapshotter) collect(ctx context.Context, sweep bool) error {
 		errs = errors.Join(errs, s.withReserve(func() error {
 			need, err := s.sweep(ctx, ids)
 			if err == nil {
-				err = s.repack(ctx, ids, need)
+				err = s.repack(ctx, need)
 			}
 			return err
 		}))

@@ -21,7 +21,7 @@ import (
 // clusters that an image in use shows stay as they are. s.collecting is held.
 //
 //	drop the idle images ─▶ move their contents ─▶ build the images ─▶ sweep
-func (s *Snapshotter) repack(ctx context.Context, ids known, need needed) error {
+func (s *Snapshotter) repack(ctx context.Context, need needed) error {
 	worst := s.pack.Wasted(need.used)
 	// What could not be moved is not tried again before it is something else.
 	maps.DeleteFunc(s.repacked, func(b uint32, _ bool) bool { return !worst[b] })
@@ -30,7 +30,7 @@ func (s *Snapshotter) repack(ctx context.Context, ids known, need needed) error 
 		return nil
 	}
 	start := time.Now()
-	images, err := s.dropShowing(ctx, ids, worst)
+	images, err := s.dropShowing(ctx, worst)
 	if err != nil {
 		return fmt.Errorf("repack shared clusters: %w", err)
 	}
@@ -100,17 +100,24 @@ type droppedImage struct {
 	ids []string
 }
 
-// dropShowing removes the images that show any of the clusters and returns them. What an image shows that stays, because it is in use or has no
-// snapshot, is taken out of the clusters.
-func (s *Snapshotter) dropShowing(ctx context.Context, ids known, clusters map[uint32]bool) (dropped []droppedImage, err error) {
+// dropShowing removes the images that show any of the clusters and returns them.
+// What an image shows that stays, because it is in use, may be mounted at any
+// time or has no snapshot, is taken out of the clusters.
+func (s *Snapshotter) dropShowing(ctx context.Context, clusters map[uint32]bool) (dropped []droppedImage, err error) {
 	s.mu.Lock()
 	began := s.clock
 	s.mu.Unlock()
+	// Read after that: whoever was given mounts before has a snapshot by now, and
+	// whoever is later keeps the image from being dropped.
+	ids, err := s.readKnown(ctx)
+	if err != nil {
+		return nil, err
+	}
 	images, err := s.imageFiles()
 	if err != nil {
 		return nil, err
 	}
-	tops, byName := s.tops(ids), ids.byName()
+	tops, byName, handedOut := s.tops(ids), ids.byName(), handedOut(ids, s.chains(ids))
 	shows := map[imageName][]uint32{}
 	for _, i := range images {
 		refs, err := s.readRefs(i)
@@ -135,7 +142,7 @@ func (s *Snapshotter) dropShowing(ctx context.Context, ids known, clusters map[u
 		if err != nil {
 			return nil, err
 		}
-		if len(tops[i.chain]) == 0 || len(users) > 0 {
+		if len(tops[i.chain]) == 0 || len(users) > 0 || handedOut[i.chain] {
 			spare(i)
 		}
 	}

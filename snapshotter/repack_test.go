@@ -5,6 +5,7 @@ package snapshotter
 import (
 	"context"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/containerd/containerd/v2/pkg/testutil"
@@ -81,6 +82,32 @@ func TestClustersOfAnImageInUseStay(t *testing.T) {
 	if st := n.pack.Stats(); st.Stored < scatteredAll*3/4 { // some clusters are needed by nobody
 		t.Errorf("%d bytes stored: clusters went that a container shows", st.Stored)
 	}
+	treetest.Check(t, img, root, treetest.Options{ImpliedMtime: true})
+	undo()
+	n.askSweep()
+	n.repacked()
+	n.showsLayers(top, img)
+}
+
+// Mounts that a client has got, and not mounted yet, stay what they are.
+func TestClustersOfAnImageThatWasHandedOutStay(t *testing.T) {
+	testutil.RequiresRoot(t)
+	n := newNode(t, mounts.ModeAuto)
+	ctx := context.Background()
+	img := scattered()
+	top := n.pull("ns/1", img)
+	key := n.key("container")
+	m, err := n.Prepare(ctx, key, top)
+	must(t, err)
+	for range 3 {
+		must(t, n.Cleanup(ctx))
+		for _, lower := range lowersOf(m) {
+			if _, err := os.Stat(lower + "/d"); err != nil {
+				t.Fatalf("a lower directory of mounts that were handed out: %v", err)
+			}
+		}
+	}
+	root, undo := n.mounted(key, m)
 	treetest.Check(t, img, root, treetest.Options{ImpliedMtime: true})
 	undo()
 	n.askSweep()

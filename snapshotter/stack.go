@@ -210,29 +210,18 @@ func neededLayers(ids known, tocs map[string][]layer.Summary, images []imageName
 		flat[i.chain] = flat[i.chain] || i.layers == 0
 	}
 	parents, byName := ids.committedParents(), ids.byName()
-	needed, below := map[imageName]bool{}, map[chain]bool{}
+	needed, below := map[imageName]bool{}, handedOut(ids, tocs)
 	for id, info := range ids {
-		if info.Kind == snapshots.KindCommitted && parents[info.Name] {
+		if info.Kind != snapshots.KindCommitted || parents[info.Name] {
 			continue
 		}
-		// Active ones have no TOC, nor have committed ones that are still to be
-		// taken in.
-		for tocs[id] == nil && id != "" {
-			id = byName[ids[id].Parent]
+		chains := ids.chainsBelow(id, tocs, byName)
+		at := len(chains)
+		for at > 0 && !flat[chains[at-1]] {
+			at--
 		}
-		chains := chainsOf(tocs[id])
-		if info.Kind != snapshots.KindCommitted {
-			for _, c := range chains {
-				below[c] = true
-			}
-		} else {
-			at := len(chains)
-			for at > 0 && !flat[chains[at-1]] {
-				at--
-			}
-			for _, i := range stackImages(chains, at) {
-				needed[i] = true
-			}
+		for _, i := range stackImages(chains, at) {
+			needed[i] = true
 		}
 	}
 	for _, i := range images {
@@ -241,4 +230,30 @@ func neededLayers(ids known, tocs map[string][]layer.Summary, images []imageName
 		}
 	}
 	return needed
+}
+
+// handedOut returns the chains below active snapshots and views: their clients
+// have got the names of directories that show them, and may mount these at any
+// time. Who unpacks a layer has got a skeleton.
+func handedOut(ids known, tocs map[string][]layer.Summary) map[chain]bool {
+	below, byName := map[chain]bool{}, ids.byName()
+	for id, info := range ids {
+		if info.Kind == snapshots.KindCommitted || info.Kind == snapshots.KindActive && isExtract(info.Name) {
+			continue
+		}
+		for _, c := range ids.chainsBelow(id, tocs, byName) {
+			below[c] = true
+		}
+	}
+	return below
+}
+
+// chainsBelow returns the chains of the nearest snapshot whose TOCs are to be
+// had, itself or below: active ones have none, nor have committed ones that are
+// still to be taken in. byName is k.byName().
+func (k known) chainsBelow(id string, tocs map[string][]layer.Summary, byName map[string]string) []chain {
+	for tocs[id] == nil && id != "" {
+		id = byName[k[id].Parent]
+	}
+	return chainsOf(tocs[id])
 }
