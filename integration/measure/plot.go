@@ -36,7 +36,10 @@ func (r *Results) Plots(dir string) error {
 		p := plot.New()
 		p.Title.Text = fmt.Sprintf("%s: medians of %d, %% of %s, less is better", subject, len(r.Samples[Key(subject, setups[0])]), setups[0])
 		p.Y.Min = 0
-		p.Legend.Top = true
+		size := vg.Points(90 * float64(len(names)))
+		// Text is right of its colour: how wide it is depends on the reader's fonts.
+		p.Legend.Top, p.Legend.Left, p.Legend.XOffs = true, true, size-vg.Points(220)
+		p.X.Max = float64(len(names)) - 0.4
 		p.NominalX(names...)
 		width := vg.Points(60 / float64(len(setups)))
 		for i, s := range setups {
@@ -56,7 +59,7 @@ func (r *Results) Plots(dir string) error {
 			p.Legend.Add(s, bars)
 		}
 		p.Y.Max *= 1.25 // room for the legend
-		if err := p.Save(vg.Points(90*float64(len(names))), vg.Points(360), filepath.Join(dir, subject+".svg")); err != nil {
+		if err := p.Save(size, vg.Points(360), filepath.Join(dir, subject+".svg")); err != nil {
 			return fmt.Errorf("plot: %w", err)
 		}
 	}

@@ -38,7 +38,7 @@ func main() {
 		"what to compare, the first one is 100 %: "+measure.SetupForms)
 	flag.StringVar(&b.images, "images", "demo,runner,layers", "images to measure with: demo, runner, layers (128 of them), files (a million)")
 	flag.IntVar(&b.rounds, "rounds", 3, "how often everything is measured")
-	flag.StringVar(&b.to, "to", "", "directory for the results (default: docs/bench of the repository)")
+	flag.StringVar(&b.to, "to", filepath.Join("docs", "bench"), "directory for the results, relative to the repository")
 	flag.BoolVar(&b.verify, "verify", true, "have a container check every file in the first round")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -323,25 +323,26 @@ func (b *bench) push(ctx context.Context, store *images.Store, tag string, layer
 
 // write leaves the results as they are now.
 func (b *bench) write(bin *binaries.Set, r *measure.Results) error {
-	if b.to == "" {
-		b.to = filepath.Join(bin.Repo, "docs", "bench")
+	to := b.to
+	if !filepath.IsAbs(to) {
+		to = filepath.Join(bin.Repo, to)
 	}
-	if err := os.MkdirAll(b.to, 0o755); err != nil {
+	if err := os.MkdirAll(to, 0o755); err != nil {
 		return err
 	}
 	data, err := json.MarshalIndent(r, "", " ")
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(b.to, "results.json"), append(data, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(to, "results.json"), append(data, '\n'), 0o644); err != nil {
 		return err
 	}
 	var text strings.Builder
 	r.Markdown(&text)
-	if err := os.WriteFile(filepath.Join(b.to, "README.md"), []byte(text.String()), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(to, "README.md"), []byte(text.String()), 0o644); err != nil {
 		return err
 	}
-	return r.Plots(b.to)
+	return r.Plots(to)
 }
 
 func (b *bench) say(format string, args ...any) {
