@@ -134,7 +134,10 @@ func (s *Snapshotter) resume(ctx context.Context, ids known) error {
 			continue
 		}
 		if exists(s.snapshot(id)) {
-			s.background(func(ctx context.Context) { s.settle(ctx, info.Name, id) })
+			s.background(func(ctx context.Context) {
+				s.settle(ctx, info.Name, id)
+				s.askCollect() // images of layers below are not needed any more, and the first collection may have been before
+			})
 		}
 		if exists(s.toc(id)) && !exists(s.durable(id)) {
 			// The predecessor was killed before it had synced the layer.

@@ -234,11 +234,11 @@ func neededLayers(ids known, tocs map[string][]layer.Summary, images []imageName
 
 // handedOut returns the chains below active snapshots and views: their clients
 // have got the names of directories that show them, and may mount these at any
-// time. Who unpacks a layer has got a skeleton.
+// time.
 func handedOut(ids known, tocs map[string][]layer.Summary) map[chain]bool {
 	below, byName := map[chain]bool{}, ids.byName()
 	for id, info := range ids {
-		if info.Kind == snapshots.KindCommitted || info.Kind == snapshots.KindActive && isExtract(info.Name) {
+		if info.Kind == snapshots.KindCommitted {
 			continue
 		}
 		for _, c := range ids.chainsBelow(id, tocs, byName) {
