@@ -21,9 +21,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/squash-snapshotter/squash/internal/kmsgtest"
 	"github.com/squash-snapshotter/squash/internal/mounts"
 	"github.com/squash-snapshotter/squash/internal/treetest"
-	"golang.org/x/sys/unix"
 )
 
 // What a process that reads under pressure is told by its environment.
@@ -131,11 +131,7 @@ func TestReadersUnderMemoryPressure(t *testing.T) {
 				device = loopOf(t, n.image(n.flatImage(top)))
 			}
 			cgroup := memoryCgroup(t, limit)
-			log, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-			must(t, err)
-			defer unix.Close(log)
-			_, err = unix.Seek(log, 0, unix.SEEK_END)
-			must(t, err)
+			log := kmsgtest.Listen(t)
 
 			var group sync.WaitGroup
 			var starts []io.Closer
@@ -177,7 +173,7 @@ func TestReadersUnderMemoryPressure(t *testing.T) {
 				t.Error("the readers had memory enough: this test proves nothing")
 			}
 			t.Logf("%d rounds beside the readers; what they did: %q", rounds, fmt.Sprint(outputs[0].String(), outputs[1].String()))
-			for _, message := range kernelMessages(log, device) {
+			for _, message := range log.Said(device) {
 				if mode == mounts.ModeLoop {
 					t.Errorf("the kernel says: %s", message)
 				} else {
@@ -262,23 +258,4 @@ func loopOf(t *testing.T, file string) string {
 	}
 	t.Fatalf("no loop device is bound to %s", file)
 	return ""
-}
-
-// kernelMessages returns what EROFS has logged about a device, apart from mounts.
-func kernelMessages(log int, device string) (messages []string) {
-	record := make([]byte, 8192)
-	for {
-		n, err := unix.Read(log, record)
-		if errors.Is(err, unix.EPIPE) { // records were overwritten
-			continue
-		}
-		if err != nil || n <= 0 {
-			return messages
-		}
-		_, text, _ := strings.Cut(string(record[:n]), ";")
-		text, _, _ = strings.Cut(text, "\n")
-		if strings.HasPrefix(text, "erofs (device "+device+")") && !strings.Contains(text, "mounted with root inode") {
-			messages = append(messages, text)
-		}
-	}
 }

@@ -25,14 +25,24 @@ func Noisy(t *testing.T) { t.Cleanup(lock(t, unix.LOCK_SH)) }
 func Quiet(t *testing.T, body func() (mount string)) {
 	t.Helper()
 	defer lock(t, unix.LOCK_EX)()
-	log := open(t)
-	defer unix.Close(log)
-	if _, err := unix.Seek(log, 0, unix.SEEK_END); err != nil {
-		t.Fatal(err)
-	}
-	if said := messages(log, body()); len(said) > 0 {
+	log := Listen(t)
+	if said := log.Said(body()); len(said) > 0 {
 		t.Errorf("the kernel says: %s", strings.Join(said[:min(5, len(said))], "\n"))
 	}
+}
+
+// Log is the kernel's log from some moment on.
+type Log struct{ fd int }
+
+// Listen returns the log from now on, until the test ends.
+func Listen(t *testing.T) Log {
+	t.Helper()
+	fd := open(t)
+	t.Cleanup(func() { unix.Close(fd) })
+	if _, err := unix.Seek(fd, 0, unix.SEEK_END); err != nil {
+		t.Fatal(err)
+	}
+	return Log{fd}
 }
 
 func open(t *testing.T) int {
@@ -58,10 +68,12 @@ func lock(t *testing.T, how int) (unlock func()) {
 	}
 }
 
-func messages(log int, mount string) (said []string) {
+// Said returns what EROFS has logged about a mount since it was asked last, apart
+// from that it was mounted.
+func (l Log) Said(mount string) (said []string) {
 	record := make([]byte, 8192)
 	for {
-		n, err := unix.Read(log, record)
+		n, err := unix.Read(l.fd, record)
 		if errors.Is(err, unix.EPIPE) { // records were overwritten
 			continue
 		}
