@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"iter"
 )
 
 // record is one line of the index: a content and its placement.
@@ -65,38 +66,47 @@ func (g span) replaces(o span) bool {
 	return g.first <= o.first && o.last <= g.last
 }
 
-// writeIndex writes an index file with sorted records.
-func writeIndex(w io.Writer, g span, records []record) error {
-	body := make([]byte, len(records)*recordSize)
+// writeIndex writes an index file with sorted records, which it goes through
+// twice: no more than their inputs are held.
+func writeIndex(w io.Writer, g span, records iter.Seq[record]) error {
+	var b [recordSize]byte
 	var aux []byte
-	features := uint32(0)
-	for i := range records {
-		p := &records[i].place
-		records[i].encode(body[i*recordSize:], len(aux))
-		aux = append(aux, p.inputs...)
-		if p.Encoding != EncodingPlain {
+	features, sum, count := uint32(0), uint32(0), uint64(0)
+	for r := range records {
+		r.encode(b[:], len(aux))
+		sum = crc32.Update(sum, castagnoli, b[:])
+		aux = append(aux, r.place.inputs...)
+		if r.place.Encoding != EncodingPlain {
 			features |= featureClusters
 		}
+		count++
 	}
 	head := make([]byte, headerSize)
 	le := binary.LittleEndian
 	copy(head, indexMagic)
 	le.PutUint32(head[8:], indexVersion)
 	le.PutUint32(head[12:], recordSize)
-	le.PutUint64(head[16:], uint64(len(records)))
+	le.PutUint64(head[16:], count)
 	le.PutUint32(head[24:], features)
 	le.PutUint32(head[28:], g.revision)
 	le.PutUint64(head[32:], g.first)
 	le.PutUint64(head[40:], g.last)
 	le.PutUint64(head[48:], uint64(len(aux)))
-	le.PutUint32(head[56:], crc32.Update(crc32.Checksum(body, castagnoli), castagnoli, aux))
+	le.PutUint32(head[56:], crc32.Update(sum, castagnoli, aux))
 	le.PutUint32(head[60:], crc32.Checksum(head[:60], castagnoli))
-	for _, b := range [][]byte{head, body, aux} {
-		if _, err := w.Write(b); err != nil {
+	if _, err := w.Write(head); err != nil {
+		return err
+	}
+	at := 0
+	for r := range records {
+		r.encode(b[:], at)
+		at += len(r.place.inputs)
+		if _, err := w.Write(b[:]); err != nil {
 			return err
 		}
 	}
-	return nil
+	_, err := w.Write(aux)
+	return err
 }
 
 // parseIndex checks an index file's bytes and returns its records, encoded,

@@ -205,7 +205,7 @@ func removeReplaced(dir string, g span) error {
 }
 
 // publishIndex writes sorted records as a new index file and opens it.
-func publishIndex(dir string, g span, records []record, sync bool) (_ *indexFile, err error) {
+func publishIndex(dir string, g span, records iter.Seq[record], sync bool) (_ *indexFile, err error) {
 	path := filepath.Join(dir, indexName(g))
 	f, err := os.OpenFile(path+tmpSuffix, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -262,30 +262,55 @@ func syncDir(dir string) error {
 	return nil
 }
 
-// mergeRecords puts the records of files (oldest first) into one sorted list
-// without those that drop refuses. A digest that stands in several files is
-// kept once. False: it has several places, because it was moved and its old
-// blocks are not free yet; no record of a place may be lost then.
-func mergeRecords(files []*indexFile, drop func(record) bool) (merged []record, ok bool) {
-	n := 0
-	for _, x := range files {
-		n += x.len()
-	}
-	merged = make([]record, 0, n)
-	for _, x := range files {
-		for r := range x.all() {
-			if drop == nil || !drop(r) {
-				merged = append(merged, r)
+// inOrder yields the records of files in the order of their digests; one that
+// stands in several files comes several times.
+func inOrder(files []*indexFile) iter.Seq[record] {
+	return func(yield func(record) bool) {
+		next := make([]int, len(files))
+		for {
+			var least []byte
+			from := -1
+			for k, x := range files {
+				if next[k] < x.len() {
+					if d := x.at(next[k])[:DigestSize]; from < 0 || bytes.Compare(d, least) < 0 {
+						least, from = d, k
+					}
+				}
+			}
+			if from < 0 {
+				return
+			}
+			r := files[from].at(next[from])
+			next[from]++
+			if !yield(record{Digest(least), files[from].placement(r)}) {
+				return
 			}
 		}
 	}
-	slices.SortFunc(merged, compareRecords)
-	ok = true
-	merged = slices.CompactFunc(merged, func(a, b record) bool {
-		ok = ok && (a.digest != b.digest || a.place == b.place)
-		return a.digest == b.digest
-	})
-	return merged, ok
+}
+
+// mergeRecords yields the records of files in order, each digest once. False: one
+// has several places, because it was moved and its old blocks are not free yet;
+// no record of a place may be lost then.
+func mergeRecords(files []*indexFile) (merged iter.Seq[record], ok bool) {
+	var last record
+	first := true
+	for r := range inOrder(files) {
+		if !first && r.digest == last.digest && r.place != last.place {
+			return nil, false
+		}
+		last, first = r, false
+	}
+	return func(yield func(record) bool) {
+		var last Digest
+		first := true
+		for r := range inOrder(files) {
+			if (first || r.digest != last) && !yield(r) {
+				return
+			}
+			last, first = r.digest, false
+		}
+	}, true
 }
 
 func compareRecords(a, b record) int { return bytes.Compare(a.digest[:], b.digest[:]) }

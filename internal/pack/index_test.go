@@ -66,7 +66,7 @@ const (
 func encodeIndex(t testing.TB, g span, rs []record) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := writeIndex(&b, g, rs); err != nil {
+	if err := writeIndex(&b, g, slices.Values(rs)); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()

@@ -40,7 +40,7 @@ func (s *Store) merge() error {
 	from := len(s.files) - n
 	old := s.files[from:]
 	g := span{first: old[0].first, last: old[len(old)-1].last}
-	records, ok := mergeRecords(old, nil)
+	records, ok := mergeRecords(old)
 	if !ok {
 		return nil // the next sweep makes it so
 	}
@@ -200,24 +200,31 @@ func (s *Store) free(files []*indexFile, dead blockSet) (SweepStats, error) {
 func (s *Store) cut(x *indexFile, dead blockSet) (SweepStats, error) {
 	var st SweepStats
 	var freed blockSet
-	keep, _ := mergeRecords([]*indexFile{x}, func(r record) bool {
-		block := uint64(r.place.Block)
-		if !dead.has(block) {
-			return false
+	stays := func(r record) bool { return !dead.has(uint64(r.place.Block)) }
+	kept := 0
+	for r := range x.all() {
+		if stays(r) {
+			kept++
+			continue
 		}
 		st.Contents++
-		if !freed.has(block) { // several contents can lie in the same blocks
+		if block := uint64(r.place.Block); !freed.has(block) { // several contents can lie in the same blocks
 			st.Bytes += uint64(r.place.Stored) * BlockSize
 			freed.setRange(block, uint64(r.place.Blocks))
 		}
-		return true
-	})
+	}
 	at := slices.Index(s.files, x)
 	files := slices.Concat(s.files[:at], s.files[at+1:])
-	if len(keep) > 0 {
+	if kept > 0 {
 		g := x.span
 		g.revision++
-		y, err := publishIndex(s.indexDir(), g, keep, true)
+		y, err := publishIndex(s.indexDir(), g, func(yield func(record) bool) {
+			for r := range x.all() {
+				if stays(r) && !yield(r) {
+					return
+				}
+			}
+		}, true)
 		if err != nil {
 			return SweepStats{}, err
 		}
@@ -228,7 +235,7 @@ func (s *Store) cut(x *indexFile, dead blockSet) (SweepStats, error) {
 	if err := s.replaceFiles(files); err != nil {
 		return SweepStats{}, err
 	}
-	if len(keep) == 0 {
+	if kept == 0 {
 		// No later revision says so: the file must not come back with blocks
 		// that have become others'.
 		if err := syncDir(s.indexDir()); err != nil {

@@ -470,7 +470,7 @@ func (w *Writer) publish(sync bool) error {
 // publishPending adds an index file. s.changing is held.
 func (w *Writer) publishPending(sync bool) error {
 	slices.SortFunc(w.pending, compareRecords)
-	x, err := publishIndex(w.s.indexDir(), span{first: w.s.next, last: w.s.next}, w.pending, sync)
+	x, err := publishIndex(w.s.indexDir(), span{first: w.s.next, last: w.s.next}, slices.Values(w.pending), sync)
 	if err != nil {
 		return err
 	}
