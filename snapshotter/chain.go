@@ -74,6 +74,15 @@ func committedChain(ctx context.Context, name string) ([]string, error) {
 	return ids, nil
 }
 
+// readChain is committedChain in a transaction of its own.
+func (s *Snapshotter) readChain(ctx context.Context, name string) (ids []string, err error) {
+	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		ids, err = committedChain(ctx, name)
+		return err
+	})
+	return ids, err
+}
+
 // summaries returns the trailers of the layers' TOCs.
 func (s *Snapshotter) summaries(ctx context.Context, ids []string) (tocs []layer.Summary, err error) {
 	tocs = make([]layer.Summary, len(ids))

@@ -14,11 +14,8 @@ import (
 // mounted. ErrNotFound, ErrInvalidArgument: no committed snapshot has the name.
 func (s *Snapshotter) Flatten(ctx context.Context, name string) (err error) {
 	defer s.blameDisk(&err)
-	var ids []string
-	if err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		ids, err = committedChain(ctx, name)
-		return err
-	}); err != nil {
+	ids, err := s.readChain(ctx, name)
+	if err != nil {
 		return fmt.Errorf("flatten %s: %w", name, err)
 	}
 	if _, err := s.flat(ctx, ids); err != nil {

@@ -126,11 +126,7 @@ func (s *Snapshotter) mergeAhead(name string) {
 }
 
 func (s *Snapshotter) mergeChain(ctx context.Context, name string) error {
-	var ids []string
-	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		ids, err = committedChain(ctx, name)
-		return err
-	})
+	ids, err := s.readChain(ctx, name)
 	if err == nil {
 		_, err = s.merge(ctx, ids)
 	}

@@ -172,11 +172,13 @@ func (s *Snapshotter) donorFor(ctx context.Context, want digest.Digest, parent s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if diffID := digest.Digest(labels[snapshots.LabelSnapshotDiffID]); diffID != "" {
-		return s.donor(diffID), s.donor(diffID) != "" && makes(diffID)
+		id = s.donor(diffID)
+		return id, id != "" && makes(diffID)
 	}
 	for diffID := range s.donors {
 		if makes(diffID) {
-			return s.donor(diffID), s.donor(diffID) != ""
+			id = s.donor(diffID)
+			return id, id != ""
 		}
 	}
 	return "", false
@@ -195,11 +197,7 @@ func (s *Snapshotter) donor(diffID digest.Digest) string {
 // diffIDs returns those of a committed snapshot and its parents, the bottom one
 // first, unless one is not known: a layer that was an upper directory has none.
 func (s *Snapshotter) diffIDs(ctx context.Context, name string) (list []digest.Digest, ok bool) {
-	var ids []string
-	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		ids, err = committedChain(ctx, name)
-		return err
-	})
+	ids, err := s.readChain(ctx, name)
 	if err != nil {
 		return nil, false
 	}
