@@ -31,6 +31,7 @@ type node struct {
 	rdev   uint64
 
 	shared   bool             // has, or had, several names
+	implied  bool             // the layer does not state it, and has it after what lies below
 	children map[string]*node // TypeDir
 }
 
@@ -67,6 +68,7 @@ type dirTime struct {
 
 func newUpper(lower []*node) *upper {
 	root := newDir()
+	root.implied = true
 	if len(lower) > 0 {
 		root.takeAfter(lower[0])
 	}
@@ -144,6 +146,7 @@ func (u *upper) link(parent *node, name string, e *layer.Entry) error {
 	dir, base := path.Split(e.Target)
 	targetDir := u.find(u.root, strings.TrimSuffix(dir, "/"))
 	var target *node
+	copied := false
 	if targetDir.isDir() {
 		target = targetDir.children[base]
 	}
@@ -162,7 +165,7 @@ func (u *upper) link(parent *node, name string, e *layer.Entry) error {
 			return err
 		}
 		up := *below
-		target = &up
+		target, copied = &up, true
 		targetDir.children[strings.Clone(base)] = target
 	}
 	if target.isDir() {
@@ -173,6 +176,7 @@ func (u *upper) link(parent *node, name string, e *layer.Entry) error {
 		target.dropXattr(capability)
 		target.apply(e)
 	}
+	target.implied = target.implied || copied
 	if parent.children[name] != nil {
 		u.lastNode = nil
 	}
@@ -220,6 +224,7 @@ func (u *upper) parent(p string) (*node, error) {
 // topmost one below, else root's with mode 0755. old is what has the name now.
 func (u *upper) imply(parent *node, p string, old *node) (*node, error) {
 	n := newDir()
+	n.implied = true
 	if parent.mode&0o2000 != 0 {
 		n.gid = parent.gid
 	}
@@ -257,6 +262,7 @@ const keepOwner = 1<<32 - 1
 // apply sets an entry's metadata in the order of the applier: owner, extended
 // attributes, mode, time.
 func (n *node) apply(e *layer.Entry) {
+	n.implied = false
 	if e.UID != keepOwner {
 		n.uid = e.UID
 	}
