@@ -41,6 +41,7 @@ type adminServer struct {
 	adminapi.UnimplementedAdminServer
 	serving context.Context // ends when the daemon stops
 	backend Backend
+	images  *nodeImages
 }
 
 var errStopping = fmt.Errorf("the daemon is stopping: %w", errdefs.ErrUnavailable)

@@ -28,8 +28,9 @@ import (
 )
 
 // newServer returns a gRPC server of backend's Snapshots and Diff services, of the admin service, whose calls end with
-// ctx, and of the health service, which is also returned and says "serving" until it is shut down.
-func newServer(ctx context.Context, backend Backend) (*grpc.Server, *health.Server) {
+// ctx and which asks the containerd at the other end of conn, and of the health service, which is also returned and says
+// "serving" until it is shut down.
+func newServer(ctx context.Context, backend Backend, conn grpc.ClientConnInterface) (*grpc.Server, *health.Server) {
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
@@ -39,7 +40,7 @@ func newServer(ctx context.Context, backend Backend) (*grpc.Server, *health.Serv
 	)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(backend))
 	diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(backend, backend))
-	adminapi.RegisterAdminServer(server, &adminServer{serving: ctx, backend: backend})
+	adminapi.RegisterAdminServer(server, &adminServer{serving: ctx, backend: backend, images: newNodeImages(conn, backend)})
 	healthy := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthy)
 	return server, healthy

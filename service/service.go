@@ -121,12 +121,12 @@ func Run(ctx context.Context, cfg Config, opts Options) (err error) {
 	stopWatching := background(ctx, grace.abort, watch.run, func(ctx context.Context) { images.follow(ctx, watch.heard) })
 	defer stopWatching()
 
-	return serve(ctx, listener, backend, opts, grace)
+	return serve(ctx, listener, backend, conn, opts, grace)
 }
 
 // serve answers calls until ctx ends, and then lets the calls under way finish.
-func serve(ctx context.Context, listener net.Listener, backend Backend, opts Options, grace grace) error {
-	server, healthy := newServer(ctx, backend)
+func serve(ctx context.Context, listener net.Listener, backend Backend, conn grpc.ClientConnInterface, opts Options, grace grace) error {
+	server, healthy := newServer(ctx, backend, conn)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	log.G(ctx).WithField("address", listener.Addr().String()).Info("serving")

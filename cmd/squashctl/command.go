@@ -10,6 +10,8 @@ import (
 	"runtime/debug"
 
 	"github.com/urfave/cli/v3"
+
+	adminapi "github.com/squash-snapshotter/squash/api/admin/v1"
 )
 
 // version is set by the linker; without it, the module's version is shown.
@@ -50,7 +52,7 @@ func newCommand(stdout, stderr io.Writer) *cli.Command {
 	root := &cli.Command{
 		Name:                  "squashctl",
 		Usage:                 "look after the squash snapshotter of this node",
-		UsageText:             "squashctl [--address SOCK] COMMAND [options]",
+		UsageText:             "squashctl [global options] COMMAND [options]",
 		Version:               shownVersion(),
 		Description:           description,
 		HideHelpCommand:       true,
@@ -63,8 +65,18 @@ func newCommand(stdout, stderr io.Writer) *cli.Command {
 		ErrWriter: stderr,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "address", Value: defaultAddress, Usage: "find the daemon at the unix socket `SOCK`"},
+			&cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Value: "default", Sources: cli.EnvVars("CONTAINERD_NAMESPACE"), Usage: "look for images in the containerd namespace `NAME`"},
+			&cli.StringFlag{Name: "format", Value: "table", Usage: "print `FORMAT`: table, json"},
 		},
-		Commands: []*cli.Command{fsckCommand()},
+		Commands: []*cli.Command{
+			fsckCommand(),
+		},
+		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {
+			if format := cmd.String("format"); format != "table" && format != "json" {
+				return ctx, usageError{fmt.Errorf("--format %q: must be table or json", format)}
+			}
+			return ctx, nil
+		},
 		Action: func(_ context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
 				return usageError{fmt.Errorf("unknown command %q", cmd.Args().First())}
@@ -100,6 +112,30 @@ func shownVersion() string {
 		return info.Main.Version
 	}
 	return "unknown"
+}
+
+// asJSON tells whether a program reads the output.
+func asJSON(cmd *cli.Command) bool { return cmd.String("format") == "json" }
+
+// imageOf is the image that is the one argument of cmd.
+func imageOf(cmd *cli.Command) (*adminapi.ImageRef, error) {
+	switch args := cmd.Args(); {
+	case !args.Present():
+		return nil, usageError{errors.New("no image is named")}
+	case args.Len() > 1:
+		return nil, usageError{fmt.Errorf("unexpected argument %q", args.Get(1))}
+	}
+	return imageNamed(cmd, cmd.Args().First()), nil
+}
+
+// imageNamed is an image in the namespace, and for the platform if cmd has such a flag.
+func imageNamed(cmd *cli.Command, name string) *adminapi.ImageRef {
+	return &adminapi.ImageRef{Namespace: cmd.String("namespace"), Name: name, Platform: cmd.String("platform")}
+}
+
+// platformFlag is for commands about one image.
+func platformFlag() cli.Flag {
+	return &cli.StringFlag{Name: "platform", Usage: "of an image for several platforms, take the one for `PLATFORM`, such as linux/arm64"}
 }
 
 // noArguments is an error unless cmd was given options alone.

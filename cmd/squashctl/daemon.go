@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -18,6 +19,8 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+
+	adminapi "github.com/squash-snapshotter/squash/api/admin/v1"
 )
 
 // defaultAddress is where a daemon serves that is not told otherwise.
@@ -57,6 +60,46 @@ func dial(ctx context.Context, address string, limit time.Duration) (*grpc.Clien
 		}
 	}
 	return conn, nil
+}
+
+// ask calls the daemon at address once, and explains what went wrong.
+func ask[Reply any](ctx context.Context, address string, call func(context.Context, adminapi.AdminClient) (Reply, error)) (reply Reply, err error) {
+	conn, err := dial(ctx, address, answerTimeout)
+	if err != nil {
+		return reply, err
+	}
+	defer conn.Close()
+	if reply, err = call(ctx, adminapi.NewAdminClient(conn)); err != nil {
+		return reply, explainCall(address, err)
+	}
+	return reply, nil
+}
+
+// receive calls the daemon at address and hands all that it answers to take, whose error ends the call.
+func receive[Reply any](ctx context.Context, address string, call func(context.Context, adminapi.AdminClient) (grpc.ServerStreamingClient[Reply], error), take func(*Reply) error) error {
+	conn, err := dial(ctx, address, answerTimeout)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := call(ctx, adminapi.NewAdminClient(conn))
+	if err != nil {
+		return explainCall(address, err)
+	}
+	for {
+		reply, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return explainCall(address, err)
+		}
+		if err := take(reply); err != nil {
+			return err
+		}
+	}
 }
 
 const (

@@ -4,8 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -13,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v3"
+	"google.golang.org/grpc"
 
 	adminapi "github.com/squash-snapshotter/squash/api/admin/v1"
 )
@@ -29,7 +28,7 @@ func fsckCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "fsck",
 		Usage:     "look for damage of layers, images and contents, and repair it",
-		UsageText: "squashctl [--address SOCK] fsck [--quick] [--repair] [--rate MB/S] [--format table|json]",
+		UsageText: "squashctl [global options] fsck [--quick] [--repair] [--rate MB/S]",
 		Description: `Reads everything that squash keeps, contents too, and compares it with its checksums and digests. Containers, pulls
 and removals go on meanwhile. Without --repair nothing is changed.
 
@@ -56,7 +55,6 @@ Examples:
 			&cli.BoolFlag{Name: "quick", Usage: "leave out the contents, compare checksums of files alone"},
 			&cli.BoolFlag{Name: "repair", Usage: "mend what can be mended"},
 			&cli.Int64Flag{Name: "rate", Usage: "read at most `MB/S` megabytes of contents per second; 0: no limit"},
-			&cli.StringFlag{Name: "format", Value: "table", Usage: "print `FORMAT`: table, json"},
 		},
 		Action: fsck,
 	}
@@ -76,18 +74,11 @@ func fsck(ctx context.Context, cmd *cli.Command) error {
 		RateBytesPerSecond: rate * megabyte,
 	}
 	out := cmd.Root().Writer
-	var report checkReport
-	bar := &progress{}
-	switch format := cmd.String("format"); format {
-	case "table":
-		report = &checkTable{w: out, req: req}
-		bar.w = cmd.Root().ErrWriter
-	case "json":
+	var report checkReport = &checkTable{w: out, req: req}
+	if asJSON(cmd) {
 		report = checkLines{out}
-	default:
-		return usageError{fmt.Errorf("--format %q: must be table or json", format)}
 	}
-	summary, err := check(ctx, cmd.String("address"), req, bar, report)
+	summary, err := check(ctx, cmd.String("address"), req, progressOf(cmd, "checking"), report)
 	switch {
 	case err != nil:
 		return fmt.Errorf("fsck: %w", err)
@@ -101,30 +92,11 @@ func fsck(ctx context.Context, cmd *cli.Command) error {
 
 // check has the daemon at address check, and passes on what it says to bar and report. It returns the summary.
 func check(ctx context.Context, address string, req *adminapi.CheckRequest, bar *progress, report checkReport) (*adminapi.Summary, error) {
-	conn, err := dial(ctx, address, answerTimeout)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	defer bar.clear()
-	stream, err := adminapi.NewAdminClient(conn).Check(ctx, req)
-	if err != nil {
-		return nil, explainCall(address, err)
-	}
 	var summary *adminapi.Summary
-	for {
-		reply, err := stream.Recv()
-		if errors.Is(err, io.EOF) && summary != nil {
-			return summary, nil
-		}
-		if errors.Is(err, io.EOF) {
-			return nil, fmt.Errorf("the daemon ended the check without a summary; see %s", seeLog)
-		}
-		if err != nil {
-			return nil, explainCall(address, err)
-		}
+	err := receive(ctx, address, func(ctx context.Context, daemon adminapi.AdminClient) (grpc.ServerStreamingClient[adminapi.CheckResponse], error) {
+		return daemon.Check(ctx, req)
+	}, func(reply *adminapi.CheckResponse) (err error) {
 		switch m := reply.Message.(type) {
 		case *adminapi.CheckResponse_Progress:
 			bar.report(m.Progress.Step, m.Progress.Done, m.Progress.Total, amountOf(m.Progress.Step))
@@ -137,9 +109,14 @@ func check(ctx context.Context, address string, req *adminapi.CheckRequest, bar 
 			err = report.summary(summary)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("print: %w", err)
+			return fmt.Errorf("print: %w", err)
 		}
+		return nil
+	})
+	if err == nil && summary == nil {
+		err = fmt.Errorf("the daemon ended the check without a summary; see %s", seeLog)
 	}
+	return summary, err
 }
 
 // amountOf returns how an amount of a step is written.
@@ -209,36 +186,8 @@ func (t *checkTable) summary(s *adminapi.Summary) error {
 	return err
 }
 
-// checkLines prints for programs: one JSON object a line, whose one key says what it is. Field names are those of the API.
+// checkLines prints for programs: one JSON object a line, whose one key says what it is.
 type checkLines struct{ w io.Writer }
 
-type findingLine struct {
-	Kind     string `json:"kind"`
-	Object   string `json:"object"`
-	Detail   string `json:"detail"`
-	Repaired bool   `json:"repaired"`
-	Remedy   string `json:"remedy,omitempty"`
-}
-
-type summaryLine struct {
-	Layers   uint64 `json:"layers"`
-	Images   uint64 `json:"images"`
-	Contents uint64 `json:"contents"`
-	Bytes    uint64 `json:"bytes"`
-	Findings uint64 `json:"findings"`
-	Repaired uint64 `json:"repaired"`
-}
-
-func (l checkLines) finding(f *adminapi.Finding) error {
-	return l.line("finding", findingLine{f.Kind, f.Object, f.Detail, f.Repaired, f.Remedy})
-}
-
-func (l checkLines) summary(s *adminapi.Summary) error {
-	return l.line("summary", summaryLine{s.Layers, s.Images, s.Contents, s.Bytes, s.Findings, s.Repaired})
-}
-
-func (l checkLines) line(key string, value any) error {
-	text := json.NewEncoder(l.w)
-	text.SetEscapeHTML(false)
-	return text.Encode(map[string]any{key: value})
-}
+func (l checkLines) finding(f *adminapi.Finding) error { return printLine(l.w, "finding", f) }
+func (l checkLines) summary(s *adminapi.Summary) error { return printLine(l.w, "summary", s) }

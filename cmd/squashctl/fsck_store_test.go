@@ -183,8 +183,11 @@ func (s *store) fsck(t *testing.T, args ...string) (code int, findings []string)
 	}
 	for line := range strings.Lines(stdout) {
 		var l struct {
-			Finding *findingLine
-			Summary *summaryLine
+			Finding *struct {
+				Kind, Remedy string
+				Repaired     bool
+			}
+			Summary *struct{ Layers uint64 }
 		}
 		if err := json.Unmarshal([]byte(line), &l); err != nil {
 			t.Fatalf("%q: %v", line, err)

@@ -67,7 +67,7 @@ orphan   not repaired "evil\x1b[2J"
 1 layer, 3 images, 4021 contents (2.3 GB) checked: 3 findings, 1 repaired, 2 left
 `
 
-const damagedLines = `{"finding":{"kind":"image","object":"/root/images/a.erofs","detail":"checksum differs","repaired":true}}
+const damagedLines = `{"finding":{"kind":"image","object":"/root/images/a.erofs","detail":"checksum differs","repaired":true,"remedy":""}}
 {"finding":{"kind":"content","object":"sha256:0123","detail":"bytes differ & <blob> is gone","repaired":false,"remedy":"ctr images pull example.com/a"}}
 {"finding":{"kind":"orphan","object":"evil\u001b[2J","detail":"","repaired":false,"remedy":"remove it"}}
 {"summary":{"layers":1,"images":3,"contents":4021,"bytes":2299960000,"findings":3,"repaired":1}}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,6 +18,7 @@ import (
 // each step and each tenth of a step elsewhere. What cannot be written is left out.
 type progress struct {
 	w     io.Writer // nil: nothing is shown
+	doing string    // such as "checking"
 	shown bool      // there is a bar
 	step  string    // of the last line
 	tenth int       // of the last line
@@ -24,6 +26,14 @@ type progress struct {
 
 // barLength is that of a full bar.
 const barLength = 40
+
+// progressOf is the progress of a command, for people.
+func progressOf(cmd *cli.Command, doing string) *progress {
+	if asJSON(cmd) {
+		return &progress{}
+	}
+	return &progress{w: cmd.Root().ErrWriter, doing: doing}
+}
 
 // report shows that done of total is done of a step; amount names either. total may be 0 if it is not known.
 func (p *progress) report(step string, done, total uint64, amount func(uint64) string) {
@@ -44,7 +54,7 @@ func (p *progress) report(step string, done, total uint64, amount func(uint64) s
 	}
 	if tenth := int(share * 10); step != p.step || tenth != p.tenth {
 		p.step, p.tenth = step, tenth
-		fmt.Fprintf(p.w, "checking %s: %s\n", step, strings.TrimSpace(text))
+		fmt.Fprintf(p.w, "%s %s: %s\n", p.doing, step, strings.TrimSpace(text))
 	}
 }
 

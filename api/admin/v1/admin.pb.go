@@ -28,6 +28,2881 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ImageRef picks an image of a containerd namespace.
+type ImageRef struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// As containerd has it, or its digest.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Of an image for several platforms, such as "linux/arm64". Empty: the one that is unpacked with squash; of several,
+	// the one of this machine.
+	Platform      string `protobuf:"bytes,3,opt,name=platform,proto3" json:"platform,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageRef) Reset() {
+	*x = ImageRef{}
+	mi := &file_admin_v1_admin_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageRef) ProtoMessage() {}
+
+func (x *ImageRef) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageRef.ProtoReflect.Descriptor instead.
+func (*ImageRef) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ImageRef) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ImageRef) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImageRef) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+type ListImagesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListImagesRequest) Reset() {
+	*x = ListImagesRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListImagesRequest) ProtoMessage() {}
+
+func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
+func (*ListImagesRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ListImagesRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+type ListImagesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Images        []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListImagesResponse) Reset() {
+	*x = ListImagesResponse{}
+	mi := &file_admin_v1_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListImagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListImagesResponse) ProtoMessage() {}
+
+func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
+func (*ListImagesResponse) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ListImagesResponse) GetImages() []*Image {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+// Image is an image, of one platform, on this node.
+type Image struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Digest   string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"` // what the name refers to: an index or a manifest
+	Platform string                 `protobuf:"bytes,3,opt,name=platform,proto3" json:"platform,omitempty"`
+	Manifest string                 `protobuf:"bytes,4,opt,name=manifest,proto3" json:"manifest,omitempty"` // digest
+	ChainId  string                 `protobuf:"bytes,5,opt,name=chain_id,json=chainId,proto3" json:"chain_id,omitempty"`
+	Layers   uint32                 `protobuf:"varint,6,opt,name=layers,proto3" json:"layers,omitempty"`
+	// Those that squash has, from the bottom up. Fewer than layers: it is not, or partly, unpacked.
+	Unpacked uint32 `protobuf:"varint,7,opt,name=unpacked,proto3" json:"unpacked,omitempty"`
+	// Its flat image is built.
+	Flat bool `protobuf:"varint,8,opt,name=flat,proto3" json:"flat,omitempty"`
+	// Containers of the namespace that were made from it with squash.
+	Containers uint32 `protobuf:"varint,9,opt,name=containers,proto3" json:"containers,omitempty"`
+	// Names of regular files that containers see; 0 unless flat.
+	Files uint64 `protobuf:"varint,10,opt,name=files,proto3" json:"files,omitempty"`
+	// Bytes of the regular files of all unpacked layers, what is overwritten or deleted later included.
+	LayerBytes uint64 `protobuf:"varint,11,opt,name=layer_bytes,json=layerBytes,proto3" json:"layer_bytes,omitempty"`
+	// Bytes on disk that only this image (under any name) needs, and that others need as well: flat image and contents.
+	OwnBytes      uint64 `protobuf:"varint,12,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`
+	SharedBytes   uint64 `protobuf:"varint,13,opt,name=shared_bytes,json=sharedBytes,proto3" json:"shared_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Image) Reset() {
+	*x = Image{}
+	mi := &file_admin_v1_admin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Image) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Image) ProtoMessage() {}
+
+func (x *Image) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Image.ProtoReflect.Descriptor instead.
+func (*Image) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Image) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Image) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Image) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *Image) GetManifest() string {
+	if x != nil {
+		return x.Manifest
+	}
+	return ""
+}
+
+func (x *Image) GetChainId() string {
+	if x != nil {
+		return x.ChainId
+	}
+	return ""
+}
+
+func (x *Image) GetLayers() uint32 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *Image) GetUnpacked() uint32 {
+	if x != nil {
+		return x.Unpacked
+	}
+	return 0
+}
+
+func (x *Image) GetFlat() bool {
+	if x != nil {
+		return x.Flat
+	}
+	return false
+}
+
+func (x *Image) GetContainers() uint32 {
+	if x != nil {
+		return x.Containers
+	}
+	return 0
+}
+
+func (x *Image) GetFiles() uint64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *Image) GetLayerBytes() uint64 {
+	if x != nil {
+		return x.LayerBytes
+	}
+	return 0
+}
+
+func (x *Image) GetOwnBytes() uint64 {
+	if x != nil {
+		return x.OwnBytes
+	}
+	return 0
+}
+
+func (x *Image) GetSharedBytes() uint64 {
+	if x != nil {
+		return x.SharedBytes
+	}
+	return 0
+}
+
+type ReportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Image *ImageRef              `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// Most rows of each table of paths or contents; 0: 20.
+	Rows          uint32 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportRequest) Reset() {
+	*x = ReportRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportRequest) ProtoMessage() {}
+
+func (x *ReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
+func (*ReportRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ReportRequest) GetImage() *ImageRef {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+// ReportResponse explains the way from the bytes of an image's layers to those on the disk.
+//
+//	layer_bytes - overwritten - deleted = visible_bytes
+//	visible_bytes - the same content again in this image - in other images = bytes of contents that are its own
+//	these - compression = bytes on disk
+type ReportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Image *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// Bytes of regular files in all layers; a file with several names counts once in its layer.
+	LayerBytes   uint64 `protobuf:"varint,2,opt,name=layer_bytes,json=layerBytes,proto3" json:"layer_bytes,omitempty"`
+	VisibleBytes uint64 `protobuf:"varint,3,opt,name=visible_bytes,json=visibleBytes,proto3" json:"visible_bytes,omitempty"`
+	// Of distinct contents that containers see.
+	DistinctBytes uint64 `protobuf:"varint,4,opt,name=distinct_bytes,json=distinctBytes,proto3" json:"distinct_bytes,omitempty"`
+	// Bytes on disk: contents that only this image needs, and its flat image and TOCs.
+	OwnBytes uint64 `protobuf:"varint,5,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`
+	// distinct_bytes / layer_bytes, 0 to 1; 1 for an image without bytes.
+	Efficiency        float64             `protobuf:"fixed64,6,opt,name=efficiency,proto3" json:"efficiency,omitempty"`
+	Waste             []*Waste            `protobuf:"bytes,7,rep,name=waste,proto3" json:"waste,omitempty"`
+	DuplicatePaths    []*DuplicatePath    `protobuf:"bytes,8,rep,name=duplicate_paths,json=duplicatePaths,proto3" json:"duplicate_paths,omitempty"`
+	DuplicateContents []*DuplicateContent `protobuf:"bytes,9,rep,name=duplicate_contents,json=duplicateContents,proto3" json:"duplicate_contents,omitempty"`
+	// The bottom one first.
+	Layers []*LayerReport `protobuf:"bytes,10,rep,name=layers,proto3" json:"layers,omitempty"`
+	// Costliest first.
+	Advice []*Advice `protobuf:"bytes,11,rep,name=advice,proto3" json:"advice,omitempty"`
+	// The root directory, with small directories left out.
+	Tree          *Directory `protobuf:"bytes,12,opt,name=tree,proto3" json:"tree,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportResponse) Reset() {
+	*x = ReportResponse{}
+	mi := &file_admin_v1_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportResponse) ProtoMessage() {}
+
+func (x *ReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
+func (*ReportResponse) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ReportResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetLayerBytes() uint64 {
+	if x != nil {
+		return x.LayerBytes
+	}
+	return 0
+}
+
+func (x *ReportResponse) GetVisibleBytes() uint64 {
+	if x != nil {
+		return x.VisibleBytes
+	}
+	return 0
+}
+
+func (x *ReportResponse) GetDistinctBytes() uint64 {
+	if x != nil {
+		return x.DistinctBytes
+	}
+	return 0
+}
+
+func (x *ReportResponse) GetOwnBytes() uint64 {
+	if x != nil {
+		return x.OwnBytes
+	}
+	return 0
+}
+
+func (x *ReportResponse) GetEfficiency() float64 {
+	if x != nil {
+		return x.Efficiency
+	}
+	return 0
+}
+
+func (x *ReportResponse) GetWaste() []*Waste {
+	if x != nil {
+		return x.Waste
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetDuplicatePaths() []*DuplicatePath {
+	if x != nil {
+		return x.DuplicatePaths
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetDuplicateContents() []*DuplicateContent {
+	if x != nil {
+		return x.DuplicateContents
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetLayers() []*LayerReport {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetAdvice() []*Advice {
+	if x != nil {
+		return x.Advice
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetTree() *Directory {
+	if x != nil {
+		return x.Tree
+	}
+	return nil
+}
+
+// Waste is what one cause costs.
+type Waste struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "overwritten", "deleted", "duplicate" (the same content elsewhere in the image), "shared" (with other images) or
+	// "compression".
+	Cause string `protobuf:"bytes,1,opt,name=cause,proto3" json:"cause,omitempty"`
+	// That squash does without. Negative if it costs more: small files in whole blocks.
+	Bytes int64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// 0 for compression.
+	Files         uint64 `protobuf:"varint,3,opt,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Waste) Reset() {
+	*x = Waste{}
+	mi := &file_admin_v1_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Waste) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Waste) ProtoMessage() {}
+
+func (x *Waste) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Waste.ProtoReflect.Descriptor instead.
+func (*Waste) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Waste) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Waste) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Waste) GetFiles() uint64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+// DuplicatePath is a path that several layers have.
+type DuplicatePath struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          []byte                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Count         uint32                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"` // of layers that have a regular file there
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"` // of them all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DuplicatePath) Reset() {
+	*x = DuplicatePath{}
+	mi := &file_admin_v1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DuplicatePath) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DuplicatePath) ProtoMessage() {}
+
+func (x *DuplicatePath) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DuplicatePath.ProtoReflect.Descriptor instead.
+func (*DuplicatePath) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *DuplicatePath) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *DuplicatePath) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *DuplicatePath) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// DuplicateContent is a content under several paths, or in several layers, of an image.
+type DuplicateContent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	Count         uint32                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"` // size * count
+	Paths         [][]byte               `protobuf:"bytes,5,rep,name=paths,proto3" json:"paths,omitempty"`  // some
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DuplicateContent) Reset() {
+	*x = DuplicateContent{}
+	mi := &file_admin_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DuplicateContent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DuplicateContent) ProtoMessage() {}
+
+func (x *DuplicateContent) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DuplicateContent.ProtoReflect.Descriptor instead.
+func (*DuplicateContent) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DuplicateContent) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *DuplicateContent) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *DuplicateContent) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *DuplicateContent) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *DuplicateContent) GetPaths() [][]byte {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+type LayerReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Layer *Layer                 `protobuf:"bytes,1,opt,name=layer,proto3" json:"layer,omitempty"`
+	Files uint64                 `protobuf:"varint,2,opt,name=files,proto3" json:"files,omitempty"` // regular files that it adds
+	Bytes uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Of bytes: overwritten or deleted by later layers.
+	ShadowedBytes uint64 `protobuf:"varint,4,opt,name=shadowed_bytes,json=shadowedBytes,proto3" json:"shadowed_bytes,omitempty"`
+	// Of bytes: contents that a layer below has as well, under whatever path.
+	DuplicateBytes uint64 `protobuf:"varint,5,opt,name=duplicate_bytes,json=duplicateBytes,proto3" json:"duplicate_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *LayerReport) Reset() {
+	*x = LayerReport{}
+	mi := &file_admin_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LayerReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LayerReport) ProtoMessage() {}
+
+func (x *LayerReport) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LayerReport.ProtoReflect.Descriptor instead.
+func (*LayerReport) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *LayerReport) GetLayer() *Layer {
+	if x != nil {
+		return x.Layer
+	}
+	return nil
+}
+
+func (x *LayerReport) GetFiles() uint64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *LayerReport) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *LayerReport) GetShadowedBytes() uint64 {
+	if x != nil {
+		return x.ShadowedBytes
+	}
+	return 0
+}
+
+func (x *LayerReport) GetDuplicateBytes() uint64 {
+	if x != nil {
+		return x.DuplicateBytes
+	}
+	return 0
+}
+
+// Layer is a layer of an image, and where it came from.
+type Layer struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	DiffId string                 `protobuf:"bytes,1,opt,name=diff_id,json=diffId,proto3" json:"diff_id,omitempty"`
+	// Of the blob in the manifest.
+	Blob      string `protobuf:"bytes,2,opt,name=blob,proto3" json:"blob,omitempty"`
+	BlobBytes uint64 `protobuf:"varint,3,opt,name=blob_bytes,json=blobBytes,proto3" json:"blob_bytes,omitempty"`
+	// From the image's history; empty if that does not say.
+	CreatedBy     string `protobuf:"bytes,4,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	Created       string `protobuf:"bytes,5,opt,name=created,proto3" json:"created,omitempty"` // RFC 3339
+	Comment       string `protobuf:"bytes,6,opt,name=comment,proto3" json:"comment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Layer) Reset() {
+	*x = Layer{}
+	mi := &file_admin_v1_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Layer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Layer) ProtoMessage() {}
+
+func (x *Layer) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Layer.ProtoReflect.Descriptor instead.
+func (*Layer) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Layer) GetDiffId() string {
+	if x != nil {
+		return x.DiffId
+	}
+	return ""
+}
+
+func (x *Layer) GetBlob() string {
+	if x != nil {
+		return x.Blob
+	}
+	return ""
+}
+
+func (x *Layer) GetBlobBytes() uint64 {
+	if x != nil {
+		return x.BlobBytes
+	}
+	return 0
+}
+
+func (x *Layer) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+func (x *Layer) GetCreated() string {
+	if x != nil {
+		return x.Created
+	}
+	return ""
+}
+
+func (x *Layer) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+// Advice is what the image's author can change.
+type Advice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Layer         uint32                 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"` // the bottom one is 0
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // that it would save, at most
+	Text          string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Advice) Reset() {
+	*x = Advice{}
+	mi := &file_admin_v1_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Advice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Advice) ProtoMessage() {}
+
+func (x *Advice) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Advice.ProtoReflect.Descriptor instead.
+func (*Advice) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Advice) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
+	}
+	return 0
+}
+
+func (x *Advice) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Advice) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+// Directory is a node of the tree of what containers see.
+type Directory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  []byte                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Of all regular files below, each inode once; those of what is left out of directories included.
+	Bytes uint64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Files uint64 `protobuf:"varint,3,opt,name=files,proto3" json:"files,omitempty"`
+	// Of bytes: contents that the image has elsewhere as well (all but the first).
+	DuplicateBytes uint64 `protobuf:"varint,4,opt,name=duplicate_bytes,json=duplicateBytes,proto3" json:"duplicate_bytes,omitempty"`
+	// Bytes that layers had here, in what was overwritten or deleted.
+	ShadowedBytes uint64       `protobuf:"varint,5,opt,name=shadowed_bytes,json=shadowedBytes,proto3" json:"shadowed_bytes,omitempty"`
+	Directories   []*Directory `protobuf:"bytes,6,rep,name=directories,proto3" json:"directories,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Directory) Reset() {
+	*x = Directory{}
+	mi := &file_admin_v1_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Directory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Directory) ProtoMessage() {}
+
+func (x *Directory) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Directory.ProtoReflect.Descriptor instead.
+func (*Directory) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Directory) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *Directory) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Directory) GetFiles() uint64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *Directory) GetDuplicateBytes() uint64 {
+	if x != nil {
+		return x.DuplicateBytes
+	}
+	return 0
+}
+
+func (x *Directory) GetShadowedBytes() uint64 {
+	if x != nil {
+		return x.ShadowedBytes
+	}
+	return 0
+}
+
+func (x *Directory) GetDirectories() []*Directory {
+	if x != nil {
+		return x.Directories
+	}
+	return nil
+}
+
+type BlameRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Image *ImageRef              `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// Absolute or relative to the image's root. Symlinks on the way are followed.
+	Paths [][]byte `protobuf:"bytes,2,rep,name=paths,proto3" json:"paths,omitempty"`
+	// All paths of the image instead.
+	All           bool `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlameRequest) Reset() {
+	*x = BlameRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlameRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlameRequest) ProtoMessage() {}
+
+func (x *BlameRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlameRequest.ProtoReflect.Descriptor instead.
+func (*BlameRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *BlameRequest) GetImage() *ImageRef {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *BlameRequest) GetPaths() [][]byte {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *BlameRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type BlameResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*BlameResponse_Layers
+	//	*BlameResponse_Path
+	Message       isBlameResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlameResponse) Reset() {
+	*x = BlameResponse{}
+	mi := &file_admin_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlameResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlameResponse) ProtoMessage() {}
+
+func (x *BlameResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlameResponse.ProtoReflect.Descriptor instead.
+func (*BlameResponse) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *BlameResponse) GetMessage() isBlameResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *BlameResponse) GetLayers() *BlameLayers {
+	if x != nil {
+		if x, ok := x.Message.(*BlameResponse_Layers); ok {
+			return x.Layers
+		}
+	}
+	return nil
+}
+
+func (x *BlameResponse) GetPath() *PathOrigin {
+	if x != nil {
+		if x, ok := x.Message.(*BlameResponse_Path); ok {
+			return x.Path
+		}
+	}
+	return nil
+}
+
+type isBlameResponse_Message interface {
+	isBlameResponse_Message()
+}
+
+type BlameResponse_Layers struct {
+	Layers *BlameLayers `protobuf:"bytes,1,opt,name=layers,proto3,oneof"`
+}
+
+type BlameResponse_Path struct {
+	Path *PathOrigin `protobuf:"bytes,2,opt,name=path,proto3,oneof"`
+}
+
+func (*BlameResponse_Layers) isBlameResponse_Message() {}
+
+func (*BlameResponse_Path) isBlameResponse_Message() {}
+
+type BlameLayers struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	Layers        []*Layer               `protobuf:"bytes,2,rep,name=layers,proto3" json:"layers,omitempty"` // the bottom one first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlameLayers) Reset() {
+	*x = BlameLayers{}
+	mi := &file_admin_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlameLayers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlameLayers) ProtoMessage() {}
+
+func (x *BlameLayers) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlameLayers.ProtoReflect.Descriptor instead.
+func (*BlameLayers) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *BlameLayers) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *BlameLayers) GetLayers() []*Layer {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+// PathOrigin is where a path came from.
+type PathOrigin struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  []byte                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // absolute, symlinks on the way followed
+	// With one of the request's paths, which it answers.
+	Asked []byte `protobuf:"bytes,2,opt,name=asked,proto3" json:"asked,omitempty"`
+	// What the layers have there, the topmost one first; none: no layer has the path.
+	Versions      []*PathVersion `protobuf:"bytes,3,rep,name=versions,proto3" json:"versions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathOrigin) Reset() {
+	*x = PathOrigin{}
+	mi := &file_admin_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathOrigin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathOrigin) ProtoMessage() {}
+
+func (x *PathOrigin) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathOrigin.ProtoReflect.Descriptor instead.
+func (*PathOrigin) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PathOrigin) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *PathOrigin) GetAsked() []byte {
+	if x != nil {
+		return x.Asked
+	}
+	return nil
+}
+
+func (x *PathOrigin) GetVersions() []*PathVersion {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+type PathVersion struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Layer uint32                 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"` // the bottom one is 0
+	// "visible", "merged" (a directory below another one), "overwritten" or "deleted".
+	Fate string `protobuf:"bytes,2,opt,name=fate,proto3" json:"fate,omitempty"`
+	By   uint32 `protobuf:"varint,3,opt,name=by,proto3" json:"by,omitempty"` // overwritten, deleted: the layer that did it
+	// The layer needs it and does not state it.
+	Implied bool `protobuf:"varint,4,opt,name=implied,proto3" json:"implied,omitempty"`
+	// "directory", "file", "symlink", "char", "block", "fifo" or "socket".
+	Type          string `protobuf:"bytes,5,opt,name=type,proto3" json:"type,omitempty"`
+	Mode          uint32 `protobuf:"varint,6,opt,name=mode,proto3" json:"mode,omitempty"` // 07777
+	Uid           uint32 `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32 `protobuf:"varint,8,opt,name=gid,proto3" json:"gid,omitempty"`
+	Mtime         int64  `protobuf:"varint,9,opt,name=mtime,proto3" json:"mtime,omitempty"` // seconds
+	MtimeNsec     uint32 `protobuf:"varint,10,opt,name=mtime_nsec,json=mtimeNsec,proto3" json:"mtime_nsec,omitempty"`
+	Size          uint64 `protobuf:"varint,11,opt,name=size,proto3" json:"size,omitempty"`
+	Digest        string `protobuf:"bytes,12,opt,name=digest,proto3" json:"digest,omitempty"`               // of a file's content
+	Target        []byte `protobuf:"bytes,13,opt,name=target,proto3" json:"target,omitempty"`               // of a symlink
+	SameAs        []byte `protobuf:"bytes,14,opt,name=same_as,json=sameAs,proto3" json:"same_as,omitempty"` // another name of the same inode, absolute
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathVersion) Reset() {
+	*x = PathVersion{}
+	mi := &file_admin_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathVersion) ProtoMessage() {}
+
+func (x *PathVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathVersion.ProtoReflect.Descriptor instead.
+func (*PathVersion) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PathVersion) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
+	}
+	return 0
+}
+
+func (x *PathVersion) GetFate() string {
+	if x != nil {
+		return x.Fate
+	}
+	return ""
+}
+
+func (x *PathVersion) GetBy() uint32 {
+	if x != nil {
+		return x.By
+	}
+	return 0
+}
+
+func (x *PathVersion) GetImplied() bool {
+	if x != nil {
+		return x.Implied
+	}
+	return false
+}
+
+func (x *PathVersion) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *PathVersion) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *PathVersion) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *PathVersion) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *PathVersion) GetMtime() int64 {
+	if x != nil {
+		return x.Mtime
+	}
+	return 0
+}
+
+func (x *PathVersion) GetMtimeNsec() uint32 {
+	if x != nil {
+		return x.MtimeNsec
+	}
+	return 0
+}
+
+func (x *PathVersion) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *PathVersion) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *PathVersion) GetTarget() []byte {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *PathVersion) GetSameAs() []byte {
+	if x != nil {
+		return x.SameAs
+	}
+	return nil
+}
+
+type VerifyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *ImageRef              `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyRequest) Reset() {
+	*x = VerifyRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyRequest) ProtoMessage() {}
+
+func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
+func (*VerifyRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *VerifyRequest) GetImage() *ImageRef {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type VerifyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*VerifyResponse_Progress
+	//	*VerifyResponse_Verdict
+	Message       isVerifyResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyResponse) Reset() {
+	*x = VerifyResponse{}
+	mi := &file_admin_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyResponse) ProtoMessage() {}
+
+func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
+func (*VerifyResponse) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *VerifyResponse) GetMessage() isVerifyResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *VerifyResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Message.(*VerifyResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *VerifyResponse) GetVerdict() *Verdict {
+	if x != nil {
+		if x, ok := x.Message.(*VerifyResponse_Verdict); ok {
+			return x.Verdict
+		}
+	}
+	return nil
+}
+
+type isVerifyResponse_Message interface {
+	isVerifyResponse_Message()
+}
+
+type VerifyResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"` // steps: "layers" (bytes of blobs), "image" (names)
+}
+
+type VerifyResponse_Verdict struct {
+	Verdict *Verdict `protobuf:"bytes,2,opt,name=verdict,proto3,oneof"`
+}
+
+func (*VerifyResponse_Progress) isVerifyResponse_Message() {}
+
+func (*VerifyResponse_Verdict) isVerifyResponse_Message() {}
+
+type Verdict struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Image *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	Equal bool                   `protobuf:"varint,2,opt,name=equal,proto3" json:"equal,omitempty"`
+	// Met before the first difference.
+	Layers  uint64 `protobuf:"varint,3,opt,name=layers,proto3" json:"layers,omitempty"`
+	Entries uint64 `protobuf:"varint,4,opt,name=entries,proto3" json:"entries,omitempty"` // of the layers
+	Names   uint64 `protobuf:"varint,5,opt,name=names,proto3" json:"names,omitempty"`     // that containers see
+	Files   uint64 `protobuf:"varint,6,opt,name=files,proto3" json:"files,omitempty"`     // regular ones
+	Bytes   uint64 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`     // of them
+	// The first difference.
+	Path          []byte `protobuf:"bytes,8,opt,name=path,proto3" json:"path,omitempty"`
+	What          string `protobuf:"bytes,9,opt,name=what,proto3" json:"what,omitempty"`     // "missing", "unexpected", "type", "content", "mode", "owner", …
+	Want          string `protobuf:"bytes,10,opt,name=want,proto3" json:"want,omitempty"`    // of the layers
+	Got           string `protobuf:"bytes,11,opt,name=got,proto3" json:"got,omitempty"`      // what containers see
+	Layer         uint32 `protobuf:"varint,12,opt,name=layer,proto3" json:"layer,omitempty"` // that gives the path; the bottom one is 0
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verdict) Reset() {
+	*x = Verdict{}
+	mi := &file_admin_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verdict) ProtoMessage() {}
+
+func (x *Verdict) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
+func (*Verdict) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Verdict) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *Verdict) GetEqual() bool {
+	if x != nil {
+		return x.Equal
+	}
+	return false
+}
+
+func (x *Verdict) GetLayers() uint64 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *Verdict) GetEntries() uint64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *Verdict) GetNames() uint64 {
+	if x != nil {
+		return x.Names
+	}
+	return 0
+}
+
+func (x *Verdict) GetFiles() uint64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *Verdict) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Verdict) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *Verdict) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Verdict) GetWant() string {
+	if x != nil {
+		return x.Want
+	}
+	return ""
+}
+
+func (x *Verdict) GetGot() string {
+	if x != nil {
+		return x.Got
+	}
+	return ""
+}
+
+func (x *Verdict) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
+	}
+	return 0
+}
+
+type ExportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without a platform: all that are unpacked with squash.
+	Image *ImageRef `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// Keep the image in containerd under this name, and send no blobs.
+	StoreAs string `protobuf:"bytes,2,opt,name=store_as,json=storeAs,proto3" json:"store_as,omitempty"`
+	// "gzip", "zstd" or "none".
+	Compression   string `protobuf:"bytes,3,opt,name=compression,proto3" json:"compression,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportRequest) Reset() {
+	*x = ExportRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportRequest) ProtoMessage() {}
+
+func (x *ExportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
+func (*ExportRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ExportRequest) GetImage() *ImageRef {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *ExportRequest) GetStoreAs() string {
+	if x != nil {
+		return x.StoreAs
+	}
+	return ""
+}
+
+func (x *ExportRequest) GetCompression() string {
+	if x != nil {
+		return x.Compression
+	}
+	return ""
+}
+
+type ExportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ExportResponse_Progress
+	//	*ExportResponse_Blob
+	//	*ExportResponse_Data
+	//	*ExportResponse_End
+	//	*ExportResponse_Result
+	Message       isExportResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportResponse) Reset() {
+	*x = ExportResponse{}
+	mi := &file_admin_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportResponse) ProtoMessage() {}
+
+func (x *ExportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
+func (*ExportResponse) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ExportResponse) GetMessage() isExportResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ExportResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Message.(*ExportResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *ExportResponse) GetBlob() string {
+	if x != nil {
+		if x, ok := x.Message.(*ExportResponse_Blob); ok {
+			return x.Blob
+		}
+	}
+	return ""
+}
+
+func (x *ExportResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*ExportResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *ExportResponse) GetEnd() *BlobEnd {
+	if x != nil {
+		if x, ok := x.Message.(*ExportResponse_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+func (x *ExportResponse) GetResult() *ExportResult {
+	if x != nil {
+		if x, ok := x.Message.(*ExportResponse_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+type isExportResponse_Message interface {
+	isExportResponse_Message()
+}
+
+type ExportResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"` // step "files": bytes
+}
+
+type ExportResponse_Blob struct {
+	// Begins a blob.
+	Blob string `protobuf:"bytes,2,opt,name=blob,proto3,oneof"` // media type
+}
+
+type ExportResponse_Data struct {
+	Data []byte `protobuf:"bytes,3,opt,name=data,proto3,oneof"`
+}
+
+type ExportResponse_End struct {
+	// Ends a blob.
+	End *BlobEnd `protobuf:"bytes,4,opt,name=end,proto3,oneof"`
+}
+
+type ExportResponse_Result struct {
+	Result *ExportResult `protobuf:"bytes,5,opt,name=result,proto3,oneof"`
+}
+
+func (*ExportResponse_Progress) isExportResponse_Message() {}
+
+func (*ExportResponse_Blob) isExportResponse_Message() {}
+
+func (*ExportResponse_Data) isExportResponse_Message() {}
+
+func (*ExportResponse_End) isExportResponse_Message() {}
+
+func (*ExportResponse_Result) isExportResponse_Message() {}
+
+type BlobEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlobEnd) Reset() {
+	*x = BlobEnd{}
+	mi := &file_admin_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlobEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlobEnd) ProtoMessage() {}
+
+func (x *BlobEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlobEnd.ProtoReflect.Descriptor instead.
+func (*BlobEnd) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *BlobEnd) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *BlobEnd) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type ExportResult struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	MediaType string                 `protobuf:"bytes,1,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"` // of what the name is to refer to
+	Digest    string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Size      uint64                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Platforms []*ExportedPlatform    `protobuf:"bytes,4,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	// Platforms of the image that are not unpacked with squash, and so left out.
+	LeftOut       []string `protobuf:"bytes,5,rep,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportResult) Reset() {
+	*x = ExportResult{}
+	mi := &file_admin_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportResult) ProtoMessage() {}
+
+func (x *ExportResult) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportResult.ProtoReflect.Descriptor instead.
+func (*ExportResult) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ExportResult) GetMediaType() string {
+	if x != nil {
+		return x.MediaType
+	}
+	return ""
+}
+
+func (x *ExportResult) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ExportResult) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *ExportResult) GetPlatforms() []*ExportedPlatform {
+	if x != nil {
+		return x.Platforms
+	}
+	return nil
+}
+
+func (x *ExportResult) GetLeftOut() []string {
+	if x != nil {
+		return x.LeftOut
+	}
+	return nil
+}
+
+type ExportedPlatform struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Platform       string                 `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
+	Manifest       string                 `protobuf:"bytes,2,opt,name=manifest,proto3" json:"manifest,omitempty"` // digest
+	DiffId         string                 `protobuf:"bytes,3,opt,name=diff_id,json=diffId,proto3" json:"diff_id,omitempty"`
+	Layers         uint32                 `protobuf:"varint,4,opt,name=layers,proto3" json:"layers,omitempty"` // that became one
+	Entries        uint64                 `protobuf:"varint,5,opt,name=entries,proto3" json:"entries,omitempty"`
+	Bytes          uint64                 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`                                           // of the layer, as a tar
+	BlobBytes      uint64                 `protobuf:"varint,7,opt,name=blob_bytes,json=blobBytes,proto3" json:"blob_bytes,omitempty"`                  // of the layer, compressed
+	EntriesLeftOut uint64                 `protobuf:"varint,8,opt,name=entries_left_out,json=entriesLeftOut,proto3" json:"entries_left_out,omitempty"` // that no layer can hold, such as sockets
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ExportedPlatform) Reset() {
+	*x = ExportedPlatform{}
+	mi := &file_admin_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportedPlatform) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportedPlatform) ProtoMessage() {}
+
+func (x *ExportedPlatform) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportedPlatform.ProtoReflect.Descriptor instead.
+func (*ExportedPlatform) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ExportedPlatform) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *ExportedPlatform) GetManifest() string {
+	if x != nil {
+		return x.Manifest
+	}
+	return ""
+}
+
+func (x *ExportedPlatform) GetDiffId() string {
+	if x != nil {
+		return x.DiffId
+	}
+	return ""
+}
+
+func (x *ExportedPlatform) GetLayers() uint32 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *ExportedPlatform) GetEntries() uint64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *ExportedPlatform) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ExportedPlatform) GetBlobBytes() uint64 {
+	if x != nil {
+		return x.BlobBytes
+	}
+	return 0
+}
+
+func (x *ExportedPlatform) GetEntriesLeftOut() uint64 {
+	if x != nil {
+		return x.EntriesLeftOut
+	}
+	return 0
+}
+
+type DiskUsageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskUsageRequest) Reset() {
+	*x = DiskUsageRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskUsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskUsageRequest) ProtoMessage() {}
+
+func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskUsageRequest.ProtoReflect.Descriptor instead.
+func (*DiskUsageRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+}
+
+type DiskUsageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Root  string                 `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
+	// Of the file system.
+	FilesystemBytes uint64 `protobuf:"varint,2,opt,name=filesystem_bytes,json=filesystemBytes,proto3" json:"filesystem_bytes,omitempty"`
+	FreeBytes       uint64 `protobuf:"varint,3,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	// Allocated below the root. The parts add up to it.
+	Bytes uint64       `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Parts []*UsagePart `protobuf:"bytes,5,rep,name=parts,proto3" json:"parts,omitempty"`
+	// The pack by who needs it: adds up to its part.
+	Contents []*UsagePart `protobuf:"bytes,6,rep,name=contents,proto3" json:"contents,omitempty"`
+	// What contents have as files, and as they are stored: plain, zstd, …
+	Encodings     []*EncodingUsage `protobuf:"bytes,7,rep,name=encodings,proto3" json:"encodings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskUsageResponse) Reset() {
+	*x = DiskUsageResponse{}
+	mi := &file_admin_v1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskUsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskUsageResponse) ProtoMessage() {}
+
+func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskUsageResponse.ProtoReflect.Descriptor instead.
+func (*DiskUsageResponse) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *DiskUsageResponse) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *DiskUsageResponse) GetFilesystemBytes() uint64 {
+	if x != nil {
+		return x.FilesystemBytes
+	}
+	return 0
+}
+
+func (x *DiskUsageResponse) GetFreeBytes() uint64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *DiskUsageResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *DiskUsageResponse) GetParts() []*UsagePart {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *DiskUsageResponse) GetContents() []*UsagePart {
+	if x != nil {
+		return x.Contents
+	}
+	return nil
+}
+
+func (x *DiskUsageResponse) GetEncodings() []*EncodingUsage {
+	if x != nil {
+		return x.Encodings
+	}
+	return nil
+}
+
+type UsagePart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	What          string                 `protobuf:"bytes,4,opt,name=what,proto3" json:"what,omitempty"` // for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsagePart) Reset() {
+	*x = UsagePart{}
+	mi := &file_admin_v1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsagePart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsagePart) ProtoMessage() {}
+
+func (x *UsagePart) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsagePart.ProtoReflect.Descriptor instead.
+func (*UsagePart) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *UsagePart) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UsagePart) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *UsagePart) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *UsagePart) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+type EncodingUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Encoding      string                 `protobuf:"bytes,1,opt,name=encoding,proto3" json:"encoding,omitempty"`
+	Contents      uint64                 `protobuf:"varint,2,opt,name=contents,proto3" json:"contents,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`                                // of the contents
+	StoredBytes   uint64                 `protobuf:"varint,4,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"` // that they take up
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncodingUsage) Reset() {
+	*x = EncodingUsage{}
+	mi := &file_admin_v1_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncodingUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncodingUsage) ProtoMessage() {}
+
+func (x *EncodingUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncodingUsage.ProtoReflect.Descriptor instead.
+func (*EncodingUsage) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *EncodingUsage) GetEncoding() string {
+	if x != nil {
+		return x.Encoding
+	}
+	return ""
+}
+
+func (x *EncodingUsage) GetContents() uint64 {
+	if x != nil {
+		return x.Contents
+	}
+	return 0
+}
+
+func (x *EncodingUsage) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *EncodingUsage) GetStoredBytes() uint64 {
+	if x != nil {
+		return x.StoredBytes
+	}
+	return 0
+}
+
+type CollectRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Remove nothing.
+	DryRun        bool `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectRequest) Reset() {
+	*x = CollectRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectRequest) ProtoMessage() {}
+
+func (x *CollectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectRequest.ProtoReflect.Descriptor instead.
+func (*CollectRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *CollectRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type CollectResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Garbage []*Garbage             `protobuf:"bytes,1,rep,name=garbage,proto3" json:"garbage,omitempty"`
+	// Of all garbage. What was really given back if it was removed.
+	Bytes uint64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// What looks like garbage and stays, and why.
+	Kept          []*Garbage `protobuf:"bytes,3,rep,name=kept,proto3" json:"kept,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectResponse) Reset() {
+	*x = CollectResponse{}
+	mi := &file_admin_v1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectResponse) ProtoMessage() {}
+
+func (x *CollectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectResponse.ProtoReflect.Descriptor instead.
+func (*CollectResponse) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *CollectResponse) GetGarbage() []*Garbage {
+	if x != nil {
+		return x.Garbage
+	}
+	return nil
+}
+
+func (x *CollectResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *CollectResponse) GetKept() []*Garbage {
+	if x != nil {
+		return x.Kept
+	}
+	return nil
+}
+
+type Garbage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "snapshot", "image", "layer" or "contents"
+	Object        string                 `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`
+	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	Count         uint64                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"` // of contents
+	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Garbage) Reset() {
+	*x = Garbage{}
+	mi := &file_admin_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Garbage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Garbage) ProtoMessage() {}
+
+func (x *Garbage) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Garbage.ProtoReflect.Descriptor instead.
+func (*Garbage) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Garbage) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Garbage) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Garbage) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Garbage) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Garbage) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type InspectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectRequest) Reset() {
+	*x = InspectRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectRequest) ProtoMessage() {}
+
+func (x *InspectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
+func (*InspectRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+}
+
+type InspectResponse struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Version           string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Pid               uint64                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	Address           string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Root              string                 `protobuf:"bytes,4,opt,name=root,proto3" json:"root,omitempty"`
+	State             string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	ContainerdAddress string                 `protobuf:"bytes,6,opt,name=containerd_address,json=containerdAddress,proto3" json:"containerd_address,omitempty"`
+	// In use: "file" or "loop", and what new contents are compressed with.
+	Mount       string `protobuf:"bytes,7,opt,name=mount,proto3" json:"mount,omitempty"`
+	Compression string `protobuf:"bytes,8,opt,name=compression,proto3" json:"compression,omitempty"`
+	// What the kernel was found to be able to, by the daemon at its start.
+	Capabilities []*Capability `protobuf:"bytes,9,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// Empty if containerd does not answer; containerd_error says why.
+	ContainerdVersion string `protobuf:"bytes,10,opt,name=containerd_version,json=containerdVersion,proto3" json:"containerd_version,omitempty"`
+	ContainerdError   string `protobuf:"bytes,11,opt,name=containerd_error,json=containerdError,proto3" json:"containerd_error,omitempty"`
+	// Plugins of containerd that lead to this daemon.
+	Plugins []*Plugin `protobuf:"bytes,12,rep,name=plugins,proto3" json:"plugins,omitempty"`
+	// The programs that decompress layers, if there are any: igzip or unpigz.
+	Decompressor  string `protobuf:"bytes,13,opt,name=decompressor,proto3" json:"decompressor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectResponse) Reset() {
+	*x = InspectResponse{}
+	mi := &file_admin_v1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectResponse) ProtoMessage() {}
+
+func (x *InspectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
+func (*InspectResponse) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *InspectResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *InspectResponse) GetPid() uint64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *InspectResponse) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *InspectResponse) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *InspectResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *InspectResponse) GetContainerdAddress() string {
+	if x != nil {
+		return x.ContainerdAddress
+	}
+	return ""
+}
+
+func (x *InspectResponse) GetMount() string {
+	if x != nil {
+		return x.Mount
+	}
+	return ""
+}
+
+func (x *InspectResponse) GetCompression() string {
+	if x != nil {
+		return x.Compression
+	}
+	return ""
+}
+
+func (x *InspectResponse) GetCapabilities() []*Capability {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
+func (x *InspectResponse) GetContainerdVersion() string {
+	if x != nil {
+		return x.ContainerdVersion
+	}
+	return ""
+}
+
+func (x *InspectResponse) GetContainerdError() string {
+	if x != nil {
+		return x.ContainerdError
+	}
+	return ""
+}
+
+func (x *InspectResponse) GetPlugins() []*Plugin {
+	if x != nil {
+		return x.Plugins
+	}
+	return nil
+}
+
+func (x *InspectResponse) GetDecompressor() string {
+	if x != nil {
+		return x.Decompressor
+	}
+	return ""
+}
+
+type Capability struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Present       bool                   `protobuf:"varint,2,opt,name=present,proto3" json:"present,omitempty"`
+	Detail        string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"` // why not, and what helps
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Capability) Reset() {
+	*x = Capability{}
+	mi := &file_admin_v1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Capability) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Capability) ProtoMessage() {}
+
+func (x *Capability) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Capability.ProtoReflect.Descriptor instead.
+func (*Capability) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Capability) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Capability) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
+}
+
+func (x *Capability) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+type Plugin struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"` // such as "io.containerd.snapshotter.v1"
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"` // empty: it works
+	Capabilities  []string               `protobuf:"bytes,4,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Root          string                 `protobuf:"bytes,5,opt,name=root,proto3" json:"root,omitempty"` // of its exports
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Plugin) Reset() {
+	*x = Plugin{}
+	mi := &file_admin_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Plugin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Plugin) ProtoMessage() {}
+
+func (x *Plugin) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Plugin.ProtoReflect.Descriptor instead.
+func (*Plugin) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Plugin) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Plugin) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Plugin) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Plugin) GetCapabilities() []string {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
+func (x *Plugin) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
 type CheckRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Leave out the contents: only checksums of files are compared.
@@ -42,7 +2917,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[0]
+	mi := &file_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -54,7 +2929,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[0]
+	mi := &file_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -67,7 +2942,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{0}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CheckRequest) GetQuick() bool {
@@ -105,7 +2980,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[1]
+	mi := &file_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -117,7 +2992,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[1]
+	mi := &file_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -130,7 +3005,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{1}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CheckResponse) GetMessage() isCheckResponse_Message {
@@ -189,10 +3064,10 @@ func (*CheckResponse_Finding) isCheckResponse_Message() {}
 
 func (*CheckResponse_Summary) isCheckResponse_Message() {}
 
-// Progress is how far a check has come. A client that reads slowly gets less of it.
+// Progress is how far something has come. A client that reads slowly gets less of it.
 type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What is being done: "index", "layers", "contents", "images" or "files".
+	// What is being done; of a check: "index", "layers", "contents", "images" or "files".
 	Step string `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`
 	// Of the step: bytes for contents, things otherwise.
 	Done          uint64 `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
@@ -203,7 +3078,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -215,7 +3090,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -228,7 +3103,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Progress) GetStep() string {
@@ -270,7 +3145,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -282,7 +3157,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -295,7 +3170,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Finding) GetKind() string {
@@ -350,7 +3225,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -362,7 +3237,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -375,7 +3250,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Summary) GetLayers() uint64 {
@@ -424,7 +3299,236 @@ var File_admin_v1_admin_proto protoreflect.FileDescriptor
 
 const file_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x14admin/v1/admin.proto\x12\x0fsquash.admin.v1\"o\n" +
+	"\x14admin/v1/admin.proto\x12\x0fsquash.admin.v1\"X\n" +
+	"\bImageRef\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
+	"\bplatform\x18\x03 \x01(\tR\bplatform\"1\n" +
+	"\x11ListImagesRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"D\n" +
+	"\x12ListImagesResponse\x12.\n" +
+	"\x06images\x18\x01 \x03(\v2\x16.squash.admin.v1.ImageR\x06images\"\xe5\x02\n" +
+	"\x05Image\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1a\n" +
+	"\bplatform\x18\x03 \x01(\tR\bplatform\x12\x1a\n" +
+	"\bmanifest\x18\x04 \x01(\tR\bmanifest\x12\x19\n" +
+	"\bchain_id\x18\x05 \x01(\tR\achainId\x12\x16\n" +
+	"\x06layers\x18\x06 \x01(\rR\x06layers\x12\x1a\n" +
+	"\bunpacked\x18\a \x01(\rR\bunpacked\x12\x12\n" +
+	"\x04flat\x18\b \x01(\bR\x04flat\x12\x1e\n" +
+	"\n" +
+	"containers\x18\t \x01(\rR\n" +
+	"containers\x12\x14\n" +
+	"\x05files\x18\n" +
+	" \x01(\x04R\x05files\x12\x1f\n" +
+	"\vlayer_bytes\x18\v \x01(\x04R\n" +
+	"layerBytes\x12\x1b\n" +
+	"\town_bytes\x18\f \x01(\x04R\bownBytes\x12!\n" +
+	"\fshared_bytes\x18\r \x01(\x04R\vsharedBytes\"T\n" +
+	"\rReportRequest\x12/\n" +
+	"\x05image\x18\x01 \x01(\v2\x19.squash.admin.v1.ImageRefR\x05image\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\rR\x04rows\"\xc8\x04\n" +
+	"\x0eReportResponse\x12,\n" +
+	"\x05image\x18\x01 \x01(\v2\x16.squash.admin.v1.ImageR\x05image\x12\x1f\n" +
+	"\vlayer_bytes\x18\x02 \x01(\x04R\n" +
+	"layerBytes\x12#\n" +
+	"\rvisible_bytes\x18\x03 \x01(\x04R\fvisibleBytes\x12%\n" +
+	"\x0edistinct_bytes\x18\x04 \x01(\x04R\rdistinctBytes\x12\x1b\n" +
+	"\town_bytes\x18\x05 \x01(\x04R\bownBytes\x12\x1e\n" +
+	"\n" +
+	"efficiency\x18\x06 \x01(\x01R\n" +
+	"efficiency\x12,\n" +
+	"\x05waste\x18\a \x03(\v2\x16.squash.admin.v1.WasteR\x05waste\x12G\n" +
+	"\x0fduplicate_paths\x18\b \x03(\v2\x1e.squash.admin.v1.DuplicatePathR\x0eduplicatePaths\x12P\n" +
+	"\x12duplicate_contents\x18\t \x03(\v2!.squash.admin.v1.DuplicateContentR\x11duplicateContents\x124\n" +
+	"\x06layers\x18\n" +
+	" \x03(\v2\x1c.squash.admin.v1.LayerReportR\x06layers\x12/\n" +
+	"\x06advice\x18\v \x03(\v2\x17.squash.admin.v1.AdviceR\x06advice\x12.\n" +
+	"\x04tree\x18\f \x01(\v2\x1a.squash.admin.v1.DirectoryR\x04tree\"I\n" +
+	"\x05Waste\x12\x14\n" +
+	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x14\n" +
+	"\x05files\x18\x03 \x01(\x04R\x05files\"O\n" +
+	"\rDuplicatePath\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\fR\x04path\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"\x80\x01\n" +
+	"\x10DuplicateContent\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05paths\x18\x05 \x03(\fR\x05paths\"\xb7\x01\n" +
+	"\vLayerReport\x12,\n" +
+	"\x05layer\x18\x01 \x01(\v2\x16.squash.admin.v1.LayerR\x05layer\x12\x14\n" +
+	"\x05files\x18\x02 \x01(\x04R\x05files\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12%\n" +
+	"\x0eshadowed_bytes\x18\x04 \x01(\x04R\rshadowedBytes\x12'\n" +
+	"\x0fduplicate_bytes\x18\x05 \x01(\x04R\x0eduplicateBytes\"\xa6\x01\n" +
+	"\x05Layer\x12\x17\n" +
+	"\adiff_id\x18\x01 \x01(\tR\x06diffId\x12\x12\n" +
+	"\x04blob\x18\x02 \x01(\tR\x04blob\x12\x1d\n" +
+	"\n" +
+	"blob_bytes\x18\x03 \x01(\x04R\tblobBytes\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\x04 \x01(\tR\tcreatedBy\x12\x18\n" +
+	"\acreated\x18\x05 \x01(\tR\acreated\x12\x18\n" +
+	"\acomment\x18\x06 \x01(\tR\acomment\"H\n" +
+	"\x06Advice\x12\x14\n" +
+	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"\xd9\x01\n" +
+	"\tDirectory\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\fR\x04name\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05files\x18\x03 \x01(\x04R\x05files\x12'\n" +
+	"\x0fduplicate_bytes\x18\x04 \x01(\x04R\x0eduplicateBytes\x12%\n" +
+	"\x0eshadowed_bytes\x18\x05 \x01(\x04R\rshadowedBytes\x12<\n" +
+	"\vdirectories\x18\x06 \x03(\v2\x1a.squash.admin.v1.DirectoryR\vdirectories\"g\n" +
+	"\fBlameRequest\x12/\n" +
+	"\x05image\x18\x01 \x01(\v2\x19.squash.admin.v1.ImageRefR\x05image\x12\x14\n" +
+	"\x05paths\x18\x02 \x03(\fR\x05paths\x12\x10\n" +
+	"\x03all\x18\x03 \x01(\bR\x03all\"\x85\x01\n" +
+	"\rBlameResponse\x126\n" +
+	"\x06layers\x18\x01 \x01(\v2\x1c.squash.admin.v1.BlameLayersH\x00R\x06layers\x121\n" +
+	"\x04path\x18\x02 \x01(\v2\x1b.squash.admin.v1.PathOriginH\x00R\x04pathB\t\n" +
+	"\amessage\"k\n" +
+	"\vBlameLayers\x12,\n" +
+	"\x05image\x18\x01 \x01(\v2\x16.squash.admin.v1.ImageR\x05image\x12.\n" +
+	"\x06layers\x18\x02 \x03(\v2\x16.squash.admin.v1.LayerR\x06layers\"p\n" +
+	"\n" +
+	"PathOrigin\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\fR\x04path\x12\x14\n" +
+	"\x05asked\x18\x02 \x01(\fR\x05asked\x128\n" +
+	"\bversions\x18\x03 \x03(\v2\x1c.squash.admin.v1.PathVersionR\bversions\"\xbf\x02\n" +
+	"\vPathVersion\x12\x14\n" +
+	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x12\n" +
+	"\x04fate\x18\x02 \x01(\tR\x04fate\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\rR\x02by\x12\x18\n" +
+	"\aimplied\x18\x04 \x01(\bR\aimplied\x12\x12\n" +
+	"\x04type\x18\x05 \x01(\tR\x04type\x12\x12\n" +
+	"\x04mode\x18\x06 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\a \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\b \x01(\rR\x03gid\x12\x14\n" +
+	"\x05mtime\x18\t \x01(\x03R\x05mtime\x12\x1d\n" +
+	"\n" +
+	"mtime_nsec\x18\n" +
+	" \x01(\rR\tmtimeNsec\x12\x12\n" +
+	"\x04size\x18\v \x01(\x04R\x04size\x12\x16\n" +
+	"\x06digest\x18\f \x01(\tR\x06digest\x12\x16\n" +
+	"\x06target\x18\r \x01(\fR\x06target\x12\x17\n" +
+	"\asame_as\x18\x0e \x01(\fR\x06sameAs\"@\n" +
+	"\rVerifyRequest\x12/\n" +
+	"\x05image\x18\x01 \x01(\v2\x19.squash.admin.v1.ImageRefR\x05image\"\x8a\x01\n" +
+	"\x0eVerifyResponse\x127\n" +
+	"\bprogress\x18\x01 \x01(\v2\x19.squash.admin.v1.ProgressH\x00R\bprogress\x124\n" +
+	"\averdict\x18\x02 \x01(\v2\x18.squash.admin.v1.VerdictH\x00R\averdictB\t\n" +
+	"\amessage\"\xa5\x02\n" +
+	"\aVerdict\x12,\n" +
+	"\x05image\x18\x01 \x01(\v2\x16.squash.admin.v1.ImageR\x05image\x12\x14\n" +
+	"\x05equal\x18\x02 \x01(\bR\x05equal\x12\x16\n" +
+	"\x06layers\x18\x03 \x01(\x04R\x06layers\x12\x18\n" +
+	"\aentries\x18\x04 \x01(\x04R\aentries\x12\x14\n" +
+	"\x05names\x18\x05 \x01(\x04R\x05names\x12\x14\n" +
+	"\x05files\x18\x06 \x01(\x04R\x05files\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x12\n" +
+	"\x04path\x18\b \x01(\fR\x04path\x12\x12\n" +
+	"\x04what\x18\t \x01(\tR\x04what\x12\x12\n" +
+	"\x04want\x18\n" +
+	" \x01(\tR\x04want\x12\x10\n" +
+	"\x03got\x18\v \x01(\tR\x03got\x12\x14\n" +
+	"\x05layer\x18\f \x01(\rR\x05layer\"}\n" +
+	"\rExportRequest\x12/\n" +
+	"\x05image\x18\x01 \x01(\v2\x19.squash.admin.v1.ImageRefR\x05image\x12\x19\n" +
+	"\bstore_as\x18\x02 \x01(\tR\astoreAs\x12 \n" +
+	"\vcompression\x18\x03 \x01(\tR\vcompression\"\xe7\x01\n" +
+	"\x0eExportResponse\x127\n" +
+	"\bprogress\x18\x01 \x01(\v2\x19.squash.admin.v1.ProgressH\x00R\bprogress\x12\x14\n" +
+	"\x04blob\x18\x02 \x01(\tH\x00R\x04blob\x12\x14\n" +
+	"\x04data\x18\x03 \x01(\fH\x00R\x04data\x12,\n" +
+	"\x03end\x18\x04 \x01(\v2\x18.squash.admin.v1.BlobEndH\x00R\x03end\x127\n" +
+	"\x06result\x18\x05 \x01(\v2\x1d.squash.admin.v1.ExportResultH\x00R\x06resultB\t\n" +
+	"\amessage\"5\n" +
+	"\aBlobEnd\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\"\xb5\x01\n" +
+	"\fExportResult\x12\x1d\n" +
+	"\n" +
+	"media_type\x18\x01 \x01(\tR\tmediaType\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\x12?\n" +
+	"\tplatforms\x18\x04 \x03(\v2!.squash.admin.v1.ExportedPlatformR\tplatforms\x12\x19\n" +
+	"\bleft_out\x18\x05 \x03(\tR\aleftOut\"\xf4\x01\n" +
+	"\x10ExportedPlatform\x12\x1a\n" +
+	"\bplatform\x18\x01 \x01(\tR\bplatform\x12\x1a\n" +
+	"\bmanifest\x18\x02 \x01(\tR\bmanifest\x12\x17\n" +
+	"\adiff_id\x18\x03 \x01(\tR\x06diffId\x12\x16\n" +
+	"\x06layers\x18\x04 \x01(\rR\x06layers\x12\x18\n" +
+	"\aentries\x18\x05 \x01(\x04R\aentries\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12\x1d\n" +
+	"\n" +
+	"blob_bytes\x18\a \x01(\x04R\tblobBytes\x12(\n" +
+	"\x10entries_left_out\x18\b \x01(\x04R\x0eentriesLeftOut\"\x12\n" +
+	"\x10DiskUsageRequest\"\xaf\x02\n" +
+	"\x11DiskUsageResponse\x12\x12\n" +
+	"\x04root\x18\x01 \x01(\tR\x04root\x12)\n" +
+	"\x10filesystem_bytes\x18\x02 \x01(\x04R\x0ffilesystemBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x03 \x01(\x04R\tfreeBytes\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x120\n" +
+	"\x05parts\x18\x05 \x03(\v2\x1a.squash.admin.v1.UsagePartR\x05parts\x126\n" +
+	"\bcontents\x18\x06 \x03(\v2\x1a.squash.admin.v1.UsagePartR\bcontents\x12<\n" +
+	"\tencodings\x18\a \x03(\v2\x1e.squash.admin.v1.EncodingUsageR\tencodings\"_\n" +
+	"\tUsagePart\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x12\n" +
+	"\x04what\x18\x04 \x01(\tR\x04what\"\x80\x01\n" +
+	"\rEncodingUsage\x12\x1a\n" +
+	"\bencoding\x18\x01 \x01(\tR\bencoding\x12\x1a\n" +
+	"\bcontents\x18\x02 \x01(\x04R\bcontents\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12!\n" +
+	"\fstored_bytes\x18\x04 \x01(\x04R\vstoredBytes\")\n" +
+	"\x0eCollectRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\"\x89\x01\n" +
+	"\x0fCollectResponse\x122\n" +
+	"\agarbage\x18\x01 \x03(\v2\x18.squash.admin.v1.GarbageR\agarbage\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12,\n" +
+	"\x04kept\x18\x03 \x03(\v2\x18.squash.admin.v1.GarbageR\x04kept\"s\n" +
+	"\aGarbage\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06object\x18\x02 \x01(\tR\x06object\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\x04R\x05count\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\x10\n" +
+	"\x0eInspectRequest\"\xda\x03\n" +
+	"\x0fInspectResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\x04R\x03pid\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04root\x18\x04 \x01(\tR\x04root\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12-\n" +
+	"\x12containerd_address\x18\x06 \x01(\tR\x11containerdAddress\x12\x14\n" +
+	"\x05mount\x18\a \x01(\tR\x05mount\x12 \n" +
+	"\vcompression\x18\b \x01(\tR\vcompression\x12?\n" +
+	"\fcapabilities\x18\t \x03(\v2\x1b.squash.admin.v1.CapabilityR\fcapabilities\x12-\n" +
+	"\x12containerd_version\x18\n" +
+	" \x01(\tR\x11containerdVersion\x12)\n" +
+	"\x10containerd_error\x18\v \x01(\tR\x0fcontainerdError\x121\n" +
+	"\aplugins\x18\f \x03(\v2\x17.squash.admin.v1.PluginR\aplugins\x12\"\n" +
+	"\fdecompressor\x18\r \x01(\tR\fdecompressor\"R\n" +
+	"\n" +
+	"Capability\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\apresent\x18\x02 \x01(\bR\apresent\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"z\n" +
+	"\x06Plugin\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\"\n" +
+	"\fcapabilities\x18\x04 \x03(\tR\fcapabilities\x12\x12\n" +
+	"\x04root\x18\x05 \x01(\tR\x04root\"o\n" +
 	"\fCheckRequest\x12\x14\n" +
 	"\x05quick\x18\x01 \x01(\bR\x05quick\x12\x16\n" +
 	"\x06repair\x18\x02 \x01(\bR\x06repair\x121\n" +
@@ -450,9 +3554,18 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\bcontents\x18\x03 \x01(\x04R\bcontents\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x1a\n" +
 	"\bfindings\x18\x05 \x01(\x04R\bfindings\x12\x1a\n" +
-	"\brepaired\x18\x06 \x01(\x04R\brepaired2Q\n" +
+	"\brepaired\x18\x06 \x01(\x04R\brepaired2\xc7\x05\n" +
 	"\x05Admin\x12H\n" +
-	"\x05Check\x12\x1d.squash.admin.v1.CheckRequest\x1a\x1e.squash.admin.v1.CheckResponse0\x01B9Z7github.com/squash-snapshotter/squash/api/admin/v1;adminb\x06proto3"
+	"\x05Check\x12\x1d.squash.admin.v1.CheckRequest\x1a\x1e.squash.admin.v1.CheckResponse0\x01\x12U\n" +
+	"\n" +
+	"ListImages\x12\".squash.admin.v1.ListImagesRequest\x1a#.squash.admin.v1.ListImagesResponse\x12I\n" +
+	"\x06Report\x12\x1e.squash.admin.v1.ReportRequest\x1a\x1f.squash.admin.v1.ReportResponse\x12H\n" +
+	"\x05Blame\x12\x1d.squash.admin.v1.BlameRequest\x1a\x1e.squash.admin.v1.BlameResponse0\x01\x12K\n" +
+	"\x06Verify\x12\x1e.squash.admin.v1.VerifyRequest\x1a\x1f.squash.admin.v1.VerifyResponse0\x01\x12K\n" +
+	"\x06Export\x12\x1e.squash.admin.v1.ExportRequest\x1a\x1f.squash.admin.v1.ExportResponse0\x01\x12R\n" +
+	"\tDiskUsage\x12!.squash.admin.v1.DiskUsageRequest\x1a\".squash.admin.v1.DiskUsageResponse\x12L\n" +
+	"\aCollect\x12\x1f.squash.admin.v1.CollectRequest\x1a .squash.admin.v1.CollectResponse\x12L\n" +
+	"\aInspect\x12\x1f.squash.admin.v1.InspectRequest\x1a .squash.admin.v1.InspectResponseB9Z7github.com/squash-snapshotter/squash/api/admin/v1;adminb\x06proto3"
 
 var (
 	file_admin_v1_admin_proto_rawDescOnce sync.Once
@@ -466,25 +3579,111 @@ func file_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_admin_v1_admin_proto_rawDescData
 }
 
-var file_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_admin_v1_admin_proto_goTypes = []any{
-	(*CheckRequest)(nil),  // 0: squash.admin.v1.CheckRequest
-	(*CheckResponse)(nil), // 1: squash.admin.v1.CheckResponse
-	(*Progress)(nil),      // 2: squash.admin.v1.Progress
-	(*Finding)(nil),       // 3: squash.admin.v1.Finding
-	(*Summary)(nil),       // 4: squash.admin.v1.Summary
+	(*ImageRef)(nil),           // 0: squash.admin.v1.ImageRef
+	(*ListImagesRequest)(nil),  // 1: squash.admin.v1.ListImagesRequest
+	(*ListImagesResponse)(nil), // 2: squash.admin.v1.ListImagesResponse
+	(*Image)(nil),              // 3: squash.admin.v1.Image
+	(*ReportRequest)(nil),      // 4: squash.admin.v1.ReportRequest
+	(*ReportResponse)(nil),     // 5: squash.admin.v1.ReportResponse
+	(*Waste)(nil),              // 6: squash.admin.v1.Waste
+	(*DuplicatePath)(nil),      // 7: squash.admin.v1.DuplicatePath
+	(*DuplicateContent)(nil),   // 8: squash.admin.v1.DuplicateContent
+	(*LayerReport)(nil),        // 9: squash.admin.v1.LayerReport
+	(*Layer)(nil),              // 10: squash.admin.v1.Layer
+	(*Advice)(nil),             // 11: squash.admin.v1.Advice
+	(*Directory)(nil),          // 12: squash.admin.v1.Directory
+	(*BlameRequest)(nil),       // 13: squash.admin.v1.BlameRequest
+	(*BlameResponse)(nil),      // 14: squash.admin.v1.BlameResponse
+	(*BlameLayers)(nil),        // 15: squash.admin.v1.BlameLayers
+	(*PathOrigin)(nil),         // 16: squash.admin.v1.PathOrigin
+	(*PathVersion)(nil),        // 17: squash.admin.v1.PathVersion
+	(*VerifyRequest)(nil),      // 18: squash.admin.v1.VerifyRequest
+	(*VerifyResponse)(nil),     // 19: squash.admin.v1.VerifyResponse
+	(*Verdict)(nil),            // 20: squash.admin.v1.Verdict
+	(*ExportRequest)(nil),      // 21: squash.admin.v1.ExportRequest
+	(*ExportResponse)(nil),     // 22: squash.admin.v1.ExportResponse
+	(*BlobEnd)(nil),            // 23: squash.admin.v1.BlobEnd
+	(*ExportResult)(nil),       // 24: squash.admin.v1.ExportResult
+	(*ExportedPlatform)(nil),   // 25: squash.admin.v1.ExportedPlatform
+	(*DiskUsageRequest)(nil),   // 26: squash.admin.v1.DiskUsageRequest
+	(*DiskUsageResponse)(nil),  // 27: squash.admin.v1.DiskUsageResponse
+	(*UsagePart)(nil),          // 28: squash.admin.v1.UsagePart
+	(*EncodingUsage)(nil),      // 29: squash.admin.v1.EncodingUsage
+	(*CollectRequest)(nil),     // 30: squash.admin.v1.CollectRequest
+	(*CollectResponse)(nil),    // 31: squash.admin.v1.CollectResponse
+	(*Garbage)(nil),            // 32: squash.admin.v1.Garbage
+	(*InspectRequest)(nil),     // 33: squash.admin.v1.InspectRequest
+	(*InspectResponse)(nil),    // 34: squash.admin.v1.InspectResponse
+	(*Capability)(nil),         // 35: squash.admin.v1.Capability
+	(*Plugin)(nil),             // 36: squash.admin.v1.Plugin
+	(*CheckRequest)(nil),       // 37: squash.admin.v1.CheckRequest
+	(*CheckResponse)(nil),      // 38: squash.admin.v1.CheckResponse
+	(*Progress)(nil),           // 39: squash.admin.v1.Progress
+	(*Finding)(nil),            // 40: squash.admin.v1.Finding
+	(*Summary)(nil),            // 41: squash.admin.v1.Summary
 }
 var file_admin_v1_admin_proto_depIdxs = []int32{
-	2, // 0: squash.admin.v1.CheckResponse.progress:type_name -> squash.admin.v1.Progress
-	3, // 1: squash.admin.v1.CheckResponse.finding:type_name -> squash.admin.v1.Finding
-	4, // 2: squash.admin.v1.CheckResponse.summary:type_name -> squash.admin.v1.Summary
-	0, // 3: squash.admin.v1.Admin.Check:input_type -> squash.admin.v1.CheckRequest
-	1, // 4: squash.admin.v1.Admin.Check:output_type -> squash.admin.v1.CheckResponse
-	4, // [4:5] is the sub-list for method output_type
-	3, // [3:4] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	3,  // 0: squash.admin.v1.ListImagesResponse.images:type_name -> squash.admin.v1.Image
+	0,  // 1: squash.admin.v1.ReportRequest.image:type_name -> squash.admin.v1.ImageRef
+	3,  // 2: squash.admin.v1.ReportResponse.image:type_name -> squash.admin.v1.Image
+	6,  // 3: squash.admin.v1.ReportResponse.waste:type_name -> squash.admin.v1.Waste
+	7,  // 4: squash.admin.v1.ReportResponse.duplicate_paths:type_name -> squash.admin.v1.DuplicatePath
+	8,  // 5: squash.admin.v1.ReportResponse.duplicate_contents:type_name -> squash.admin.v1.DuplicateContent
+	9,  // 6: squash.admin.v1.ReportResponse.layers:type_name -> squash.admin.v1.LayerReport
+	11, // 7: squash.admin.v1.ReportResponse.advice:type_name -> squash.admin.v1.Advice
+	12, // 8: squash.admin.v1.ReportResponse.tree:type_name -> squash.admin.v1.Directory
+	10, // 9: squash.admin.v1.LayerReport.layer:type_name -> squash.admin.v1.Layer
+	12, // 10: squash.admin.v1.Directory.directories:type_name -> squash.admin.v1.Directory
+	0,  // 11: squash.admin.v1.BlameRequest.image:type_name -> squash.admin.v1.ImageRef
+	15, // 12: squash.admin.v1.BlameResponse.layers:type_name -> squash.admin.v1.BlameLayers
+	16, // 13: squash.admin.v1.BlameResponse.path:type_name -> squash.admin.v1.PathOrigin
+	3,  // 14: squash.admin.v1.BlameLayers.image:type_name -> squash.admin.v1.Image
+	10, // 15: squash.admin.v1.BlameLayers.layers:type_name -> squash.admin.v1.Layer
+	17, // 16: squash.admin.v1.PathOrigin.versions:type_name -> squash.admin.v1.PathVersion
+	0,  // 17: squash.admin.v1.VerifyRequest.image:type_name -> squash.admin.v1.ImageRef
+	39, // 18: squash.admin.v1.VerifyResponse.progress:type_name -> squash.admin.v1.Progress
+	20, // 19: squash.admin.v1.VerifyResponse.verdict:type_name -> squash.admin.v1.Verdict
+	3,  // 20: squash.admin.v1.Verdict.image:type_name -> squash.admin.v1.Image
+	0,  // 21: squash.admin.v1.ExportRequest.image:type_name -> squash.admin.v1.ImageRef
+	39, // 22: squash.admin.v1.ExportResponse.progress:type_name -> squash.admin.v1.Progress
+	23, // 23: squash.admin.v1.ExportResponse.end:type_name -> squash.admin.v1.BlobEnd
+	24, // 24: squash.admin.v1.ExportResponse.result:type_name -> squash.admin.v1.ExportResult
+	25, // 25: squash.admin.v1.ExportResult.platforms:type_name -> squash.admin.v1.ExportedPlatform
+	28, // 26: squash.admin.v1.DiskUsageResponse.parts:type_name -> squash.admin.v1.UsagePart
+	28, // 27: squash.admin.v1.DiskUsageResponse.contents:type_name -> squash.admin.v1.UsagePart
+	29, // 28: squash.admin.v1.DiskUsageResponse.encodings:type_name -> squash.admin.v1.EncodingUsage
+	32, // 29: squash.admin.v1.CollectResponse.garbage:type_name -> squash.admin.v1.Garbage
+	32, // 30: squash.admin.v1.CollectResponse.kept:type_name -> squash.admin.v1.Garbage
+	35, // 31: squash.admin.v1.InspectResponse.capabilities:type_name -> squash.admin.v1.Capability
+	36, // 32: squash.admin.v1.InspectResponse.plugins:type_name -> squash.admin.v1.Plugin
+	39, // 33: squash.admin.v1.CheckResponse.progress:type_name -> squash.admin.v1.Progress
+	40, // 34: squash.admin.v1.CheckResponse.finding:type_name -> squash.admin.v1.Finding
+	41, // 35: squash.admin.v1.CheckResponse.summary:type_name -> squash.admin.v1.Summary
+	37, // 36: squash.admin.v1.Admin.Check:input_type -> squash.admin.v1.CheckRequest
+	1,  // 37: squash.admin.v1.Admin.ListImages:input_type -> squash.admin.v1.ListImagesRequest
+	4,  // 38: squash.admin.v1.Admin.Report:input_type -> squash.admin.v1.ReportRequest
+	13, // 39: squash.admin.v1.Admin.Blame:input_type -> squash.admin.v1.BlameRequest
+	18, // 40: squash.admin.v1.Admin.Verify:input_type -> squash.admin.v1.VerifyRequest
+	21, // 41: squash.admin.v1.Admin.Export:input_type -> squash.admin.v1.ExportRequest
+	26, // 42: squash.admin.v1.Admin.DiskUsage:input_type -> squash.admin.v1.DiskUsageRequest
+	30, // 43: squash.admin.v1.Admin.Collect:input_type -> squash.admin.v1.CollectRequest
+	33, // 44: squash.admin.v1.Admin.Inspect:input_type -> squash.admin.v1.InspectRequest
+	38, // 45: squash.admin.v1.Admin.Check:output_type -> squash.admin.v1.CheckResponse
+	2,  // 46: squash.admin.v1.Admin.ListImages:output_type -> squash.admin.v1.ListImagesResponse
+	5,  // 47: squash.admin.v1.Admin.Report:output_type -> squash.admin.v1.ReportResponse
+	14, // 48: squash.admin.v1.Admin.Blame:output_type -> squash.admin.v1.BlameResponse
+	19, // 49: squash.admin.v1.Admin.Verify:output_type -> squash.admin.v1.VerifyResponse
+	22, // 50: squash.admin.v1.Admin.Export:output_type -> squash.admin.v1.ExportResponse
+	27, // 51: squash.admin.v1.Admin.DiskUsage:output_type -> squash.admin.v1.DiskUsageResponse
+	31, // 52: squash.admin.v1.Admin.Collect:output_type -> squash.admin.v1.CollectResponse
+	34, // 53: squash.admin.v1.Admin.Inspect:output_type -> squash.admin.v1.InspectResponse
+	45, // [45:54] is the sub-list for method output_type
+	36, // [36:45] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_admin_v1_admin_proto_init() }
@@ -492,7 +3691,22 @@ func file_admin_v1_admin_proto_init() {
 	if File_admin_v1_admin_proto != nil {
 		return
 	}
-	file_admin_v1_admin_proto_msgTypes[1].OneofWrappers = []any{
+	file_admin_v1_admin_proto_msgTypes[14].OneofWrappers = []any{
+		(*BlameResponse_Layers)(nil),
+		(*BlameResponse_Path)(nil),
+	}
+	file_admin_v1_admin_proto_msgTypes[19].OneofWrappers = []any{
+		(*VerifyResponse_Progress)(nil),
+		(*VerifyResponse_Verdict)(nil),
+	}
+	file_admin_v1_admin_proto_msgTypes[22].OneofWrappers = []any{
+		(*ExportResponse_Progress)(nil),
+		(*ExportResponse_Blob)(nil),
+		(*ExportResponse_Data)(nil),
+		(*ExportResponse_End)(nil),
+		(*ExportResponse_Result)(nil),
+	}
+	file_admin_v1_admin_proto_msgTypes[38].OneofWrappers = []any{
 		(*CheckResponse_Progress)(nil),
 		(*CheckResponse_Finding)(nil),
 		(*CheckResponse_Summary)(nil),
@@ -503,7 +3717,7 @@ func file_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_v1_admin_proto_rawDesc), len(file_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
