@@ -27,15 +27,20 @@ var (
 	runcCommand = "github.com/opencontainers/runc"
 )
 
-// daemonCommand is the squash daemon, relative to the repository.
-const daemonCommand = "./cmd/containerd-squash-grpc"
+// The programs of this repository, relative to it.
+const (
+	daemonCommand    = "./cmd/containerd-squash-grpc"
+	squashctlCommand = "./cmd/squashctl"
+)
 
 // Set says where the programs are.
 type Set struct {
-	Repo   string // the repository
-	Tools  string // directory with containerd, containerd-shim-runc-v2, ctr, runc
-	Daemon string // path of containerd-squash-grpc; empty until BuildDaemon
-	Guest  string // path of the guest program
+	Repo  string // the repository
+	Tools string // directory with containerd, containerd-shim-runc-v2, ctr, runc
+	Guest string // path of the guest program
+
+	// Paths of containerd-squash-grpc and squashctl; empty until BuildDaemon.
+	Daemon, Squashctl string
 }
 
 // Build makes containerd, its helpers and the guest program below bin/ of the repository that holds the current
@@ -74,13 +79,13 @@ func Build(ctx context.Context, tell func(string)) (*Set, error) {
 	return s, goBuild(ctx, module, "0", "-s -w -buildid=", s.Guest, "./cmd/guest")
 }
 
-// BuildDaemon makes the squash daemon in dir.
+// BuildDaemon makes the squash daemon and squashctl in dir.
 func (s *Set) BuildDaemon(ctx context.Context, dir string) error {
-	daemon := filepath.Join(dir, filepath.Base(daemonCommand))
-	if err := goBuild(ctx, s.Repo, "0", "", daemon, daemonCommand); err != nil {
+	if err := goBuild(ctx, s.Repo, "0", "", dir+"/", daemonCommand, squashctlCommand); err != nil {
 		return err
 	}
-	s.Daemon = daemon
+	s.Daemon = filepath.Join(dir, filepath.Base(daemonCommand))
+	s.Squashctl = filepath.Join(dir, filepath.Base(squashctlCommand))
 	return nil
 }
 
