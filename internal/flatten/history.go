@@ -244,10 +244,7 @@ func (t *Tree) Resolve(p string) string {
 			p = nodes[0].target + "/" + p
 			continue
 		}
-		trail, stacks = append(trail, name), append(stacks, dirs)
-		if dirs = nodes; len(nodes) > 0 && !nodes[0].isDir() {
-			dirs = nil // nothing is below a file
-		}
+		trail, stacks, dirs = append(trail, name), append(stacks, dirs), nodes
 	}
 	return strings.Join(trail, "/")
 }

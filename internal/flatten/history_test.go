@@ -134,12 +134,12 @@ func TestVisibleVersionsAreTheTree(t *testing.T) {
 }
 
 func TestResolvedPaths(t *testing.T) {
-	tree, err := merge(t, "l bin ->usr/bin\nd usr\nd usr/bin\nl usr/bin/sh ->dash\nf usr/bin/dash =1\nl abs ->/usr/./bin/\nl up ->../../bin\nl loop ->loop\nf file =")
+	tree, err := merge(t, "l bin ->usr/bin\nd usr\nd usr/bin\nl usr/bin/sh ->dash\nf usr/bin/dash =1\nl abs ->/usr/./bin/\nl usr/deep ->/bin\nl up ->../../bin\nl loop ->loop\nf file =")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for p, want := range map[string]string{
-		"": "", "/": "", "/bin/sh": "usr/bin/sh", "bin": "bin", "bin/": "bin", "abs/dash": "usr/bin/dash", "up/../bin/sh": "usr/bin/sh",
+		"": "", "/": "", "/bin/sh": "usr/bin/sh", "bin": "bin", "bin/": "bin", "abs/dash": "usr/bin/dash", "usr/deep/dash": "usr/bin/dash", "up/../bin/sh": "usr/bin/sh",
 		"nothing/x": "nothing/x", "bin/nothing": "usr/bin/nothing", "file/x": "file/x", "/../../usr/bin": "usr/bin", "loop/x": "loop/x",
 	} {
 		if got := tree.Resolve(p); got != want {
