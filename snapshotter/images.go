@@ -180,6 +180,9 @@ func (s *Snapshotter) writeImageFile(ctx context.Context, i imageName, ids []str
 		return err
 	}
 	s.changed.Add(1)
+	if i.layers == 0 {
+		s.files.note(i.chain, stats.Files)
+	}
 	lg := log.G(ctx).WithFields(log.Fields{
 		"chain": i.chain.String(), "layers": len(ids), "files": stats.Files, "bytes": stats.Bytes,
 		"imageBytes": stats.Image, "duration": time.Since(start).Round(time.Millisecond),

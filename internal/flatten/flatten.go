@@ -176,6 +176,23 @@ func sorted(entries []entry) []entry {
 	return entries
 }
 
+// Files counts the names of regular files that the tree shows.
+func (t *Tree) Files() (n uint64) {
+	var visit func(dirs []*node)
+	visit = func(dirs []*node) {
+		for _, e := range list(dirs) {
+			switch e.nodes[0].typ {
+			case layer.TypeDir:
+				visit(e.nodes)
+			case layer.TypeReg:
+				n++
+			}
+		}
+	}
+	visit(t.layers)
+	return n
+}
+
 // Contents calls f for every content that the tree shows, once per file.
 func (t *Tree) Contents(f func(d layer.Digest, size int64)) {
 	seen := map[*node]bool{} // those with several names
