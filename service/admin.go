@@ -42,6 +42,7 @@ type adminServer struct {
 	serving context.Context // ends when the daemon stops
 	backend Backend
 	images  *nodeImages
+	plugins *imageWatch
 }
 
 var errStopping = fmt.Errorf("the daemon is stopping: %w", errdefs.ErrUnavailable)

@@ -77,19 +77,31 @@ func (i *imageWatch) unpacked(ctx context.Context, namespace string) (map[string
 // filters returns filters for the config blobs of images that this daemon unpacked, so that containerd does not send
 // every blob it has. There are none if containerd does not tell under which names it knows this daemon.
 func (i *imageWatch) filters(ctx context.Context) ([]string, error) {
+	names, err := i.names(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var filters []string
+	for _, name := range names {
+		filters = append(filters, "labels."+strconv.Quote(unpackedLabel+name))
+	}
+	return filters, nil
+}
+
+// names are those of the snapshotters of containerd that lead to this daemon.
+func (i *imageWatch) names(ctx context.Context) (names []string, err error) {
 	reply, err := i.plugins.Plugins(ctx, &introspectionapi.PluginsRequest{
 		Filters: []string{"type==io.containerd.snapshotter.v1"},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list snapshotters: %w", errgrpc.ToNative(err))
 	}
-	var filters []string
 	for _, p := range reply.Plugins {
 		if address, ok := p.Exports["address"]; ok && samePath(address, i.address) {
-			filters = append(filters, "labels."+strconv.Quote(unpackedLabel+p.ID))
+			names = append(names, p.ID)
 		}
 	}
-	return filters, nil
+	return names, nil
 }
 
 // samePath tells whether two socket addresses lead to the same file, as /run and /var/run do.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	"github.com/containerd/containerd/v2/core/content"
@@ -30,6 +31,7 @@ import (
 type nodeImages struct {
 	images     imagesapi.ImagesClient
 	namespaces namespacesapi.NamespacesClient
+	containers containersapi.ContainersClient
 	store      content.Store
 	backend    snapshots.Snapshotter
 }
@@ -38,6 +40,7 @@ func newNodeImages(conn grpc.ClientConnInterface, backend snapshots.Snapshotter)
 	return &nodeImages{
 		images:     imagesapi.NewImagesClient(conn),
 		namespaces: namespacesapi.NewNamespacesClient(conn),
+		containers: containersapi.NewContainersClient(conn),
 		store:      newBlobStore(conn),
 		backend:    backend,
 	}

@@ -126,7 +126,7 @@ func Run(ctx context.Context, cfg Config, opts Options) (err error) {
 
 // serve answers calls until ctx ends, and then lets the calls under way finish.
 func serve(ctx context.Context, listener net.Listener, backend Backend, conn grpc.ClientConnInterface, opts Options, grace grace) error {
-	server, healthy := newServer(ctx, backend, conn)
+	server, healthy := newServer(ctx, backend, conn, listener.Addr().String())
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	log.G(ctx).WithField("address", listener.Addr().String()).Info("serving")

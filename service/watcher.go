@@ -38,11 +38,11 @@ type watcher struct {
 	news chan struct{} // capacity 1: "look soon"
 
 	mu      sync.Mutex
-	waiting []layer // in the order of their commits
+	waiting []waitingLayer // in the order of their commits
 }
 
-// layer is a committed snapshot that may turn out to be the top of an image.
-type layer struct {
+// waitingLayer is a committed snapshot that may turn out to be the top of an image.
+type waitingLayer struct {
 	namespace string
 	chain     string
 	name      string // backend name: <namespace>/<number>/<chain>
@@ -59,9 +59,9 @@ func (w *watcher) committed(name string) {
 	if len(parts) != 3 || digest.Digest(parts[2]).Validate() != nil {
 		return
 	}
-	l := layer{namespace: parts[0], chain: parts[2], name: name}
+	l := waitingLayer{namespace: parts[0], chain: parts[2], name: name}
 	w.mu.Lock()
-	w.waiting = slices.DeleteFunc(w.waiting, func(o layer) bool { return o.namespace == l.namespace && o.chain == l.chain })
+	w.waiting = slices.DeleteFunc(w.waiting, func(o waitingLayer) bool { return o.namespace == l.namespace && o.chain == l.chain })
 	w.waiting = append(w.waiting, l)
 	w.waiting = w.waiting[max(0, len(w.waiting)-mostLayers):]
 	w.mu.Unlock()
@@ -71,7 +71,7 @@ func (w *watcher) committed(name string) {
 // heard tells the watcher that something happened to images or snapshots of namespace; "" stands for all.
 func (w *watcher) heard(namespace string) {
 	w.mu.Lock()
-	concerned := slices.ContainsFunc(w.waiting, func(l layer) bool { return namespace == "" || l.namespace == namespace })
+	concerned := slices.ContainsFunc(w.waiting, func(l waitingLayer) bool { return namespace == "" || l.namespace == namespace })
 	w.mu.Unlock()
 	if concerned {
 		w.lookSoon()
@@ -148,9 +148,9 @@ func (w *watcher) look(ctx context.Context) {
 }
 
 // complete flattens one layer's chain. An attempt that fails is not repeated: the first container brings the next.
-func (w *watcher) complete(ctx context.Context, l layer) {
+func (w *watcher) complete(ctx context.Context, l waitingLayer) {
 	w.mu.Lock()
-	w.waiting = slices.DeleteFunc(w.waiting, func(o layer) bool { return o == l })
+	w.waiting = slices.DeleteFunc(w.waiting, func(o waitingLayer) bool { return o == l })
 	w.mu.Unlock()
 	ctx = log.WithLogger(namespaces.WithNamespace(ctx, l.namespace), log.G(ctx).WithField("name", l.name))
 	err := traced(ctx, "flatten", func() error { return w.flatten(ctx, l.name) })

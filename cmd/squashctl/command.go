@@ -69,6 +69,9 @@ func newCommand(stdout, stderr io.Writer) *cli.Command {
 			&cli.StringFlag{Name: "format", Value: "table", Usage: "print `FORMAT`: table, json"},
 		},
 		Commands: []*cli.Command{
+			lsCommand(),
+			reportCommand(),
+			blameCommand(),
 			fsckCommand(),
 		},
 		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	adminapi "github.com/squash-snapshotter/squash/api/admin/v1"
+)
+
+func reportCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "report",
+		Usage:     "explain what an image wastes as layers, and what its author can change",
+		UsageText: "squashctl [global options] report [--platform PLATFORM] [--rows N] IMAGE",
+		Description: `Follows the bytes of an image's files from its layers to the disk:
+
+   overwritten   in a layer, and replaced by a later one
+   deleted       in a layer, and removed by a later one
+   duplicate     seen by containers under several paths
+   shared        on the disk for another image as well
+   compression   less than the files' bytes on the disk; more if negative, for files fill whole blocks
+
+Then the paths and contents that cost most, each layer with the command that made it, and advice to the image's author.
+Efficiency is the part of the layers' bytes that containers see, each content once. The advice is about the image in the
+registry, its size and the time to pull it: on this node squash has saved the space already.
+
+Exit codes:
+   0  done
+   4  it could not be done
+
+Examples:
+   squashctl report registry.example/runner:1
+      print the tables
+   squashctl --format json report registry.example/runner:1
+      print one JSON object; the names of its fields are those of the admin API`,
+		Flags: []cli.Flag{
+			platformFlag(),
+			&cli.Uint32Flag{Name: "rows", Value: 20, Usage: "print at most `N` rows of duplicate paths and contents"},
+		},
+		Action: report,
+	}
+}
+
+func report(ctx context.Context, cmd *cli.Command) error {
+	image, err := imageOf(cmd)
+	if err != nil {
+		return err
+	}
+	rows := cmd.Uint32("rows")
+	if rows == 0 {
+		return usageError{fmt.Errorf("--rows 0: must be at least 1")}
+	}
+	reply, err := ask(ctx, cmd.String("address"), func(ctx context.Context, daemon adminapi.AdminClient) (*adminapi.ReportResponse, error) {
+		return daemon.Report(ctx, &adminapi.ReportRequest{Image: image, Rows: rows})
+	})
+	if err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	out := cmd.Root().Writer
+	if asJSON(cmd) {
+		err = printJSON(out, reply)
+	} else {
+		err = printReport(out, reply)
+	}
+	if err != nil {
+		return fmt.Errorf("report: print: %w", err)
+	}
+	return nil
+}
+
+// printReport writes the tables.
+func printReport(w io.Writer, r *adminapi.ReportResponse) error {
+	var b strings.Builder
+	i := r.Image
+	fmt.Fprintf(&b, "%s  %s  %s, %d files, %s\n\n", printable(i.Name), printable(i.Platform), plural(uint64(i.Layers), "layer"), i.Files, stateOf(i))
+	fmt.Fprintf(&b, "efficiency    %.1f %%   of %s in layers, containers see %s of distinct content\n",
+		100*r.Efficiency, size(r.LayerBytes), size(r.DistinctBytes))
+	fmt.Fprintf(&b, "on this node  %s of its own, %s shared with other images: %s saved\n\n",
+		size(i.OwnBytes), size(i.SharedBytes), percent(float64(r.LayerBytes)-float64(i.OwnBytes+i.SharedBytes), float64(r.LayerBytes)))
+
+	b.WriteString("Where the bytes go\n")
+	waste := newTable("", " Space", " Share", " Files")
+	waste.add("in layers", size(r.LayerBytes), percent(1, 1), "")
+	for _, c := range r.Waste {
+		files := fmt.Sprint(c.Files)
+		if c.Cause == "compression" {
+			files = ""
+		}
+		waste.add("- "+printable(c.Cause), signedSize(c.Bytes), percent(float64(c.Bytes), float64(r.LayerBytes)), files)
+	}
+	waste.add("on disk", size(r.OwnBytes), percent(float64(r.OwnBytes), float64(r.LayerBytes)), "")
+	waste.write(&b, 2)
+
+	b.WriteString("\nLayers\n")
+	layers := newTable(" #", " Added", " Shadowed", " Again", " Files", "Command")
+	for n, l := range r.Layers {
+		made := "-"
+		if l.Layer.CreatedBy != "" {
+			made = shorten(command(l.Layer.CreatedBy), commandWidth)
+		}
+		layers.add(fmt.Sprint(n+1), size(l.Bytes), size(l.ShadowedBytes), size(l.DuplicateBytes), fmt.Sprint(l.Files), made)
+	}
+	layers.write(&b, 2)
+	b.WriteString("  Shadowed: overwritten or deleted by later layers. Again: content that a layer below has already.\n")
+
+	if len(r.DuplicatePaths) > 0 {
+		b.WriteString("\nPaths in several layers\n")
+		paths := newTable(" Count", " Total Space", "Path")
+		for _, p := range r.DuplicatePaths {
+			paths.add(fmt.Sprint(p.Count), size(p.Bytes), printable(string(p.Path)))
+		}
+		paths.write(&b, 2)
+	}
+	if len(r.DuplicateContents) > 0 {
+		b.WriteString("\nContents in several places\n")
+		contents := newTable(" Count", " Total Space", "Content", "Paths")
+		for _, c := range r.DuplicateContents {
+			var paths []string
+			for _, p := range c.Paths {
+				paths = append(paths, printable(string(p)))
+			}
+			contents.add(fmt.Sprint(c.Count), size(c.Bytes), shortDigest(c.Digest), shorten(strings.Join(paths, " "), commandWidth))
+		}
+		contents.write(&b, 2)
+	}
+	if len(r.Advice) > 0 {
+		b.WriteString("\nWhat the author of the image can change\n")
+		for _, a := range r.Advice {
+			fmt.Fprintf(&b, "  Layer %d, up to %s: %s\n", a.Layer+1, size(a.Bytes), printable(a.Text))
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// commandWidth is how much of a command is shown.
+const commandWidth = 80
+
+// signedSize is size for what may be less than nothing.
+func signedSize(bytes int64) string {
+	if bytes < 0 {
+		return "-" + size(uint64(-bytes))
+	}
+	return size(uint64(bytes))
+}
