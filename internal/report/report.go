@@ -123,7 +123,6 @@ type builder struct {
 	contents map[[sha256.Size]byte]content
 	rows     int
 	dirs     []*Directory // on the way to the path that is looked at
-	failed   error
 }
 
 // Build explains a tree of layers, whose commands are those of the image's
