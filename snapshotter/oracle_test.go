@@ -108,6 +108,7 @@ func compareDiffer(t *testing.T, s *Snapshotter, blobs *blobs, c treetest.Case) 
 	}
 	top := unpack(t, s, blobs, c.Layers, s)
 	treetest.Check(t, c.Layers, view(t, s, top), treetest.Options{ImpliedMtime: true})
+	checkVerifies(t, s, top, c.Layers)
 }
 
 // compareWalking unpacks an image with containerd's differ. It is shown the

@@ -177,19 +177,22 @@ func sorted(entries []entry) []entry {
 }
 
 // Files counts the names of regular files that the tree shows.
-func (t *Tree) Files() (n uint64) {
-	var visit func(dirs []*node)
-	visit = func(dirs []*node) {
-		for _, e := range list(dirs) {
-			switch e.nodes[0].typ {
-			case layer.TypeDir:
-				visit(e.nodes)
-			case layer.TypeReg:
-				n++
-			}
+func (t *Tree) Files() uint64 {
+	return count(t.layers, func(n *node) bool { return n.typ == layer.TypeReg })
+}
+
+// Names counts all names that the tree shows, the root included.
+func (t *Tree) Names() uint64 { return 1 + count(t.layers, func(*node) bool { return true }) }
+
+func count(dirs []*node, counts func(*node) bool) (n uint64) {
+	for _, e := range list(dirs) {
+		if counts(e.nodes[0]) {
+			n++
+		}
+		if e.nodes[0].isDir() {
+			n += count(e.nodes, counts)
 		}
 	}
-	visit(t.layers)
 	return n
 }
 
