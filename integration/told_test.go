@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"bytes"
 	"encoding/json"
 	"flag"
 	"os"
@@ -153,6 +154,46 @@ func TestSquashctlTellsOfImages(t *testing.T) {
 	golden(t, "blame-all.json", out)
 	out, _ = squashctl(t, n, 1, "blame", ref, "/no/such", "/bin/sh")
 	golden(t, "blame-unknown.txt", out)
+}
+
+func TestSquashctlVerifiesImages(t *testing.T) {
+	n := startNode(t, squash)
+	for _, img := range []v1.Image{told(t), smallImage(t, images.OCI, images.Zstd)} {
+		ref := push(t, img)
+		pull(t, n, squash, ref)
+		out, _ := squashctl(t, n, 0, "verify", ref)
+		if !strings.HasSuffix(out, " compared: equal\n") {
+			t.Errorf("got %q", out)
+		}
+	}
+	// Other bytes in the pack, of a file that is in no cache: noise is stored as it is.
+	ref := push(t, image(t, images.OCI, layer(t, func(w *images.LayerWriter) error {
+		return w.File("noise", 0o600, images.Noise(77, 1<<20))
+	})))
+	pull(t, n, squash, ref)
+	pack, err := os.OpenFile(filepath.Join(n.DaemonRoot(), "pack"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pack.Close()
+	all, err := os.ReadFile(pack.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(all, images.Noise(77, 1<<20)[:4096])
+	if at < 0 {
+		t.Fatal("the file is not in the pack as it is")
+	}
+	if _, err := pack.WriteAt([]byte("other"), int64(at)); err != nil {
+		t.Fatal(err)
+	}
+	out, _ := squashctl(t, n, 1, "verify", ref)
+	if !strings.Contains(out, "/noise, from layer 1: content") {
+		t.Errorf("got %q", out)
+	}
+	if _, err := pack.WriteAt(images.Noise(77, 16), int64(at)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestSquashctlSaysWhatIsWrong(t *testing.T) {

@@ -72,6 +72,7 @@ func newCommand(stdout, stderr io.Writer) *cli.Command {
 			lsCommand(),
 			reportCommand(),
 			blameCommand(),
+			verifyCommand(),
 			fsckCommand(),
 		},
 		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {

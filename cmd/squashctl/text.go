@@ -30,10 +30,13 @@ func size(bytes uint64) string {
 	return fmt.Sprintf("%.1f %cB", value, "kMGTPE"[unit])
 }
 
-// plural returns "1 thing" or "n things".
+// plural returns "1 thing" or "n things", "1 entry" or "n entries".
 func plural(n uint64, thing string) string {
 	if n == 1 {
 		return "1 " + thing
+	}
+	if stem, ok := strings.CutSuffix(thing, "ry"); ok {
+		return fmt.Sprintf("%d %sries", n, stem)
 	}
 	return fmt.Sprintf("%d %ss", n, thing)
 }
