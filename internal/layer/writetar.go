@@ -20,6 +20,7 @@ import (
 // attributes that belong to the host.
 type TarWriter struct {
 	tw     *tar.Writer
+	whole  bool      // the layer is all of an image
 	latest time.Time // no entry is younger; zero: any time
 	stats  TarStats
 	left   map[string]bool // left out, and may be a hardlink's target
@@ -41,10 +42,18 @@ func NewTarWriter(w io.Writer, latest *time.Time) *TarWriter {
 	return t
 }
 
+// NewImageWriter starts a layer that holds all of an image: the root's metadata
+// is written, and every attribute, for all of it came from an image.
+func NewImageWriter(w io.Writer) *TarWriter {
+	t := NewTarWriter(w, nil)
+	t.whole = true
+	return t
+}
+
 // Add writes an entry. content is called for regular files alone, and writes
 // e.Size bytes.
 func (t *TarWriter) Add(e *Entry, content func(io.Writer) error) error {
-	if e.Path == "" {
+	if e.Path == "" && !t.whole {
 		return nil // the root is not a layer's to describe, and an opaque one hides nothing
 	}
 	if t.leaveOut(e) {
@@ -106,6 +115,9 @@ func (t *TarWriter) header(e *Entry) *tar.Header {
 	switch e.Type {
 	case TypeDir:
 		h.Typeflag, h.Name = tar.TypeDir, e.Path+"/"
+		if e.Path == "" {
+			h.Name = "./"
+		}
 	case TypeReg:
 		h.Typeflag, h.Size = tar.TypeReg, e.Size
 	case TypeSymlink:
@@ -120,7 +132,8 @@ func (t *TarWriter) header(e *Entry) *tar.Header {
 		h.Typeflag = tar.TypeFifo
 	}
 	for _, x := range e.Xattrs {
-		if !portable(x.Name) {
+		// A PAX record cannot have "=" in its key.
+		if strings.Contains(x.Name, "=") || !t.whole && !portable(x.Name) {
 			continue
 		}
 		if h.PAXRecords == nil {
@@ -141,9 +154,7 @@ func marker(name string) *tar.Header {
 // means nothing, or harm, on another.
 var ofTheHost = []string{"security.selinux", "security.ima", "security.evm", "security.apparmor"}
 
-// portable tells whether an attribute can go from one host to another. A PAX
-// record cannot have "=" in its key.
+// portable tells whether an attribute can go from one host to another.
 func portable(name string) bool {
-	return !strings.HasPrefix(name, "trusted.") && !strings.HasPrefix(name, "security.SMACK64") &&
-		!slices.Contains(ofTheHost, name) && !strings.Contains(name, "=")
+	return !strings.HasPrefix(name, "trusted.") && !strings.HasPrefix(name, "security.SMACK64") && !slices.Contains(ofTheHost, name)
 }
