@@ -14,6 +14,7 @@ import (
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -33,15 +34,18 @@ type nodeImages struct {
 	namespaces namespacesapi.NamespacesClient
 	containers containersapi.ContainersClient
 	store      content.Store
+	leases     leases.Manager
 	backend    snapshots.Snapshotter
 }
 
 func newNodeImages(conn grpc.ClientConnInterface, backend snapshots.Snapshotter) *nodeImages {
+	store := newBlobStore(conn)
 	return &nodeImages{
 		images:     imagesapi.NewImagesClient(conn),
 		namespaces: namespacesapi.NewNamespacesClient(conn),
 		containers: containersapi.NewContainersClient(conn),
-		store:      newBlobStore(conn),
+		store:      store,
+		leases:     store.leases,
 		backend:    backend,
 	}
 }
@@ -52,6 +56,7 @@ type nodeImage struct {
 	Name      string
 	Target    ocispec.Descriptor // what the name refers to: an index or a manifest
 	Manifest  ocispec.Descriptor
+	Body      ocispec.Manifest
 	Layers    []ocispec.Descriptor // blobs, the bottom one first
 	Config    ocispec.Image
 	Platform  string
@@ -296,11 +301,11 @@ func (n *nodeImages) manifests(ctx context.Context, namespace string, image *ima
 
 // manifest reads one manifest and its config; nil if it is no image that could be run, but an attestation of one.
 func (n *nodeImages) manifest(ctx context.Context, desc ocispec.Descriptor, chains map[digest.Digest]string) (*nodeImage, error) {
-	var manifest ocispec.Manifest
 	i := &nodeImage{Manifest: desc}
-	if err := n.readJSON(ctx, desc, &manifest); err != nil {
+	if err := n.readJSON(ctx, desc, &i.Body); err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", desc.Digest, err)
 	}
+	manifest := i.Body
 	if !images.IsConfigType(manifest.Config.MediaType) {
 		return nil, nil
 	}

@@ -73,6 +73,7 @@ func newCommand(stdout, stderr io.Writer) *cli.Command {
 			reportCommand(),
 			blameCommand(),
 			verifyCommand(),
+			exportCommand(),
 			fsckCommand(),
 		},
 		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {
