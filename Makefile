@@ -56,12 +56,13 @@ packages:
 	@missing=""; \
 	 command -v fsck.erofs >/dev/null || missing="erofs-utils"; \
 	 command -v mkfs.xfs >/dev/null || missing="$$missing xfsprogs"; \
+	 command -v chromium >/dev/null || missing="$$missing chromium"; \
 	 if [ -n "$$missing" ] && command -v apt-get >/dev/null; then \
-	   apt="env DEBIAN_FRONTEND=noninteractive timeout 120 apt-get -qq"; \
+	   apt="env DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -qq"; \
 	   $$apt install -y $$missing >/dev/null 2>&1 || \
 	   { $$apt update && $$apt install -y $$missing; } >/dev/null 2>&1 || true; \
 	 fi; \
-	 for p in fsck.erofs:erofs-utils mkfs.xfs:xfsprogs; do \
+	 for p in fsck.erofs:erofs-utils mkfs.xfs:xfsprogs chromium:chromium; do \
 	   command -v $${p%:*} >/dev/null || echo "$${p%:*} is missing (package $${p#*:}): the tests that want it are skipped"; \
 	 done
 

@@ -3,21 +3,26 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v3"
 
 	adminapi "github.com/squash-snapshotter/squash/api/admin/v1"
+	"github.com/squash-snapshotter/squash/internal/reportpage"
 )
 
 func reportCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "report",
 		Usage:     "explain what an image wastes as layers, and what its author can change",
-		UsageText: "squashctl [global options] report [--platform PLATFORM] [--rows N] IMAGE",
+		UsageText: "squashctl [global options] report [--platform PLATFORM] [--rows N] [--html FILE] IMAGE",
 		Description: `Follows the bytes of an image's files from its layers to the disk:
 
    overwritten   in a layer, and replaced by a later one
@@ -37,10 +42,13 @@ Exit codes:
 Examples:
    squashctl report registry.example/runner:1
       print the tables
+   squashctl report --html report.html registry.example/runner:1
+      write a page for a browser, with a map of the directories; it is one file and needs no network
    squashctl --format json report registry.example/runner:1
       print one JSON object; the names of its fields are those of the admin API`,
 		Flags: []cli.Flag{
 			platformFlag(),
+			&cli.StringFlag{Name: "html", Usage: "write a page into `FILE`, which is replaced, instead of tables"},
 			&cli.Uint32Flag{Name: "rows", Value: 20, Usage: "print at most `N` rows of duplicate paths and contents"},
 		},
 		Action: report,
@@ -63,15 +71,42 @@ func report(ctx context.Context, cmd *cli.Command) error {
 		return fmt.Errorf("report: %w", err)
 	}
 	out := cmd.Root().Writer
-	if asJSON(cmd) {
+	if file := cmd.String("html"); file != "" {
+		if err := writePage(file, reply); err != nil {
+			return fmt.Errorf("report: %w", err)
+		}
+	}
+	switch {
+	case asJSON(cmd):
 		err = printJSON(out, reply)
-	} else {
+	case cmd.IsSet("html"):
+		_, err = fmt.Fprintf(out, "%s written\n", printable(cmd.String("html")))
+	default:
 		err = printReport(out, reply)
 	}
 	if err != nil {
 		return fmt.Errorf("report: print: %w", err)
 	}
 	return nil
+}
+
+// writePage writes a page under its name when it is whole.
+func writePage(file string, r *adminapi.ReportResponse) error {
+	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	buffer := bufio.NewWriter(f)
+	words := reportpage.Words{Size: size, Name: printable, Command: command, Version: shownVersion()}
+	if err := reportpage.Write(buffer, r, words); err != nil {
+		return err
+	}
+	if err := errors.Join(buffer.Flush(), f.Chmod(0o644), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), file)
 }
 
 // printReport writes the tables.
