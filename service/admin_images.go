@@ -148,6 +148,7 @@ func (a *adminServer) Report(ctx context.Context, req *adminapi.ReportRequest) (
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
+	defer places.Close()
 	tree, err := explainer.Tree(ctx, image.top())
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)

@@ -27,7 +27,10 @@ func (s *Snapshotter) Tree(ctx context.Context, name string) (*flatten.Tree, err
 }
 
 // Places knows where the contents of a flat image lie, and who else shows them.
+// The image stays until Close: collections neither remove it nor move what it
+// shows.
 type Places struct {
+	done   func()
 	s      *Snapshotter
 	shares *shares
 	own    map[uint32]bool // blocks that the image shows
@@ -35,11 +38,8 @@ type Places struct {
 }
 
 // Places makes sure that a committed snapshot has its flat image, and tells
-// about it. What changes later may be told or not.
-func (s *Snapshotter) Places(ctx context.Context, name string) (*Places, error) {
-	if err := s.Flatten(ctx, name); err != nil {
-		return nil, err
-	}
+// about it. What changes of other images may be told or not.
+func (s *Snapshotter) Places(ctx context.Context, name string) (_ *Places, err error) {
 	ids, err := s.readChain(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("places of %s: %w", name, err)
@@ -48,17 +48,29 @@ func (s *Snapshotter) Places(ctx context.Context, name string) (*Places, error) 
 	if err != nil {
 		return nil, fmt.Errorf("places of %s: %w", name, err)
 	}
+	c := chainOf(tocs)
+	done := s.useImage(flatImage(c))
+	defer func() {
+		if err != nil {
+			done()
+		}
+	}()
+	if err := s.Flatten(ctx, name); err != nil {
+		return nil, err
+	}
 	shares, err := s.countShares()
 	if err != nil {
 		return nil, fmt.Errorf("places of %s: %w", name, err)
 	}
-	c := chainOf(tocs)
-	p := &Places{s: s, shares: shares, own: map[uint32]bool{}, image: s.imageBytes(c)}
+	p := &Places{done: done, s: s, shares: shares, own: map[uint32]bool{}, image: s.imageBytes(c)}
 	for _, b := range shares.images[c].Blocks {
 		p.own[b] = true
 	}
 	return p, nil
 }
+
+// Close lets collections have the image again.
+func (p *Places) Close() { p.done() }
 
 // ImageBytes are those of the flat image on the disk.
 func (p *Places) ImageBytes() uint64 { return p.image }
