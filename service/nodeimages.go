@@ -183,16 +183,16 @@ func (n *nodeImages) find(ctx context.Context, namespace, name string) (*imagesa
 	if name == "" {
 		return nil, fmt.Errorf("no image is named: %w", errdefs.ErrInvalidArgument)
 	}
-	if image := n.named(ctx, name); image != nil {
-		return image, nil
-	}
 	reply, err := n.images.List(ctx, &imagesapi.ListImagesRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", errgrpc.ToNative(err))
 	}
-	for _, image := range reply.Images {
-		if image.Target != nil && image.Target.Digest == name {
-			return image, nil
+	for _, is := range []func(*imagesapi.Image) bool{
+		func(i *imagesapi.Image) bool { return i.Name == name },
+		func(i *imagesapi.Image) bool { return i.Target.GetDigest() == name },
+	} {
+		if at := slices.IndexFunc(reply.Images, is); at >= 0 {
+			return reply.Images[at], nil
 		}
 	}
 	err = fmt.Errorf("namespace %s has no image %s", namespace, name)
@@ -207,10 +207,11 @@ func (n *nodeImages) find(ctx context.Context, namespace, name string) (*imagesa
 	return nil, fmt.Errorf("%w; `squashctl ls` and `ctr -n %s image ls` list those that there are: %w", err, namespace, errdefs.ErrNotFound)
 }
 
+// named returns what containerd knows under a name; nil: nothing, or it does not tell.
 func (n *nodeImages) named(ctx context.Context, name string) *imagesapi.Image {
 	reply, err := n.images.Get(ctx, &imagesapi.GetImageRequest{Name: name})
 	if err != nil {
-		return nil // listing tells of any other trouble
+		return nil
 	}
 	return reply.Image
 }
