@@ -75,6 +75,7 @@ func newCommand(stdout, stderr io.Writer) *cli.Command {
 			verifyCommand(),
 			exportCommand(),
 			fsckCommand(),
+			installConfigCommand(),
 		},
 		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {
 			if format := cmd.String("format"); format != "table" && format != "json" {
