@@ -41,6 +41,7 @@ type adminServer struct {
 	adminapi.UnimplementedAdminServer
 	serving context.Context // ends when the daemon stops
 	backend Backend
+	self    self
 	images  *nodeImages
 	plugins *imageWatch
 }

@@ -50,7 +50,7 @@ func serveBackend(t *testing.T, backend Backend) (client adminapi.AdminClient, s
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		if err := serve(ctx, listener, backend, nil, Options{}, patient); err != nil {
+		if err := serve(ctx, listener, backend, nil, self{}, Options{}, patient); err != nil {
 			t.Error(err)
 		}
 	}()

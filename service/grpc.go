@@ -30,7 +30,7 @@ import (
 // newServer returns a gRPC server of backend's Snapshots and Diff services, of the admin service, whose calls end with
 // ctx and which asks the containerd at the other end of conn, in which backend is found at address, and of the health service, which is also returned and says
 // "serving" until it is shut down.
-func newServer(ctx context.Context, backend Backend, conn grpc.ClientConnInterface, address string) (*grpc.Server, *health.Server) {
+func newServer(ctx context.Context, backend Backend, conn grpc.ClientConnInterface, address string, self self) (*grpc.Server, *health.Server) {
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
@@ -40,7 +40,7 @@ func newServer(ctx context.Context, backend Backend, conn grpc.ClientConnInterfa
 	)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(backend))
 	diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(backend, backend))
-	adminapi.RegisterAdminServer(server, &adminServer{serving: ctx, backend: backend, images: newNodeImages(conn, backend), plugins: newImageWatch(conn, address)})
+	adminapi.RegisterAdminServer(server, &adminServer{serving: ctx, self: self, backend: backend, images: newNodeImages(conn, backend), plugins: newImageWatch(conn, address)})
 	healthy := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthy)
 	return server, healthy

@@ -75,6 +75,8 @@ type OpenFunc func(ctx context.Context, cfg Config, containerd Containerd, commi
 type Options struct {
 	// Open opens the backend.
 	Open OpenFunc
+	// Version of this program, for squashctl.
+	Version string
 	// Listener is used instead of a new socket at Config.Address, if it is set.
 	Listener net.Listener
 	// Ready is called once, when calls are being served; Stopping once, when that ends. Both may be nil.
@@ -110,7 +112,8 @@ func Run(ctx context.Context, cfg Config, opts Options) (err error) {
 	defer conn.Close()
 
 	watch := newWatcher()
-	backend, err := opts.Open(ctx, cfg, containerdClient{NewContentSource(conn), versionapi.NewVersionClient(conn)}, watch.committed)
+	containerd := containerdClient{NewContentSource(conn), versionapi.NewVersionClient(conn)}
+	backend, err := opts.Open(ctx, cfg, containerd, watch.committed)
 	if err != nil {
 		return fmt.Errorf("open snapshotter: %w", err)
 	}
@@ -121,12 +124,12 @@ func Run(ctx context.Context, cfg Config, opts Options) (err error) {
 	stopWatching := background(ctx, grace.abort, watch.run, func(ctx context.Context) { images.follow(ctx, watch.heard) })
 	defer stopWatching()
 
-	return serve(ctx, listener, backend, conn, opts, grace)
+	return serve(ctx, listener, backend, conn, self{cfg, opts.Version, containerd.Version}, opts, grace)
 }
 
 // serve answers calls until ctx ends, and then lets the calls under way finish.
-func serve(ctx context.Context, listener net.Listener, backend Backend, conn grpc.ClientConnInterface, opts Options, grace grace) error {
-	server, healthy := newServer(ctx, backend, conn, listener.Addr().String())
+func serve(ctx context.Context, listener net.Listener, backend Backend, conn grpc.ClientConnInterface, self self, opts Options, grace grace) error {
+	server, healthy := newServer(ctx, backend, conn, listener.Addr().String(), self)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	log.G(ctx).WithField("address", listener.Addr().String()).Info("serving")

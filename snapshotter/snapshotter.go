@@ -121,6 +121,7 @@ type Snapshotter struct {
 	ms      *storage.MetaStore
 	pack    *pack.Store
 	mounter *mounts.Mounter
+	kernel  mounts.Capabilities // as found at the start
 
 	resumed bool // New has come to its end
 
@@ -199,6 +200,7 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("probe the kernel: %w", err)
 	}
+	s.kernel = caps
 	if cfg.Mount == "" {
 		cfg.Mount = mounts.ModeAuto
 	}

@@ -145,6 +145,7 @@ func serve(ctx context.Context, cfg service.Config, open service.OpenFunc) error
 	}
 	return service.Run(ctx, cfg, service.Options{
 		Open:     open,
+		Version:  shownVersion(),
 		Listener: listener,
 		Ready:    tell(daemon.SdNotifyReady),
 		Stopping: tell(daemon.SdNotifyStopping),
