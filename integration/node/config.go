@@ -49,6 +49,9 @@ func (n *Node) containerdConfig() string {
 		p("[plugins.%q]", "io.containerd.differ.v1.erofs")
 		p("  mkfs_options = [%s]", quoted(n.opts.MkfsOptions))
 	}
+	if n.opts.PlainContainerd {
+		return b.String()
+	}
 	unpack := func(platform, snapshotter, differ string, optional bool) {
 		p("[[plugins.%q.unpack_config]]", "io.containerd.transfer.v1.local")
 		p("  platform = %q", platform)

@@ -46,6 +46,9 @@ type Options struct {
 	// set up and what a user gets who configures no differ.
 	SnapshotOnly bool
 
+	// PlainContainerd leaves squash out of containerd's configuration: somebody is to add it before the daemon is used.
+	PlainContainerd bool
+
 	// DaemonConfig is the daemon's configuration file (TOML). It may be empty.
 	DaemonConfig string
 
@@ -163,6 +166,9 @@ func (n *Node) daemonConfigFile() string     { return filepath.Join(n.dir, "squa
 func (n *Node) daemonSocket() string         { return filepath.Join(n.dir, "s", "squash.sock") }
 func (n *Node) runcRoot() string             { return filepath.Join(n.dir, "runc") }
 
+// ContainerdConfigFile is containerd's configuration; it is read when containerd starts.
+func (n *Node) ContainerdConfigFile() string { return n.containerdConfigFile() }
+
 // Dir is the node's directory. Tests may put files there.
 func (n *Node) Dir() string { return n.dir }
 
@@ -206,6 +212,9 @@ func (n *Node) StartDaemon(ctx context.Context) error {
 	n.daemon = p
 	if err := p.waitReady(ctx, n.daemonSocket(), listing); err != nil {
 		return err
+	}
+	if n.opts.PlainContainerd {
+		return nil
 	}
 	return Await(ctx, readyLimit, func() error {
 		// Only a call that containerd cannot answer from its own database reaches the daemon.

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/squash-snapshotter/squash/integration/images"
+	"github.com/squash-snapshotter/squash/integration/node"
+)
+
+// A containerd that knows nothing of squash is told by squashctl, and then pulls with it.
+func TestInstallConfigTellsContainerd(t *testing.T) {
+	if shared.noDaemon != nil {
+		t.Fatal(shared.noDaemon)
+	}
+	n, err := node.Start(t.Context(), node.Options{Tools: shared.bin.Tools, Daemon: shared.bin.Daemon, PlainContainerd: true, Debug: true})
+	if err != nil {
+		t.Fatalf("start node: %v", err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(n.Logs(120))
+		}
+		if err := n.Close(); err != nil {
+			t.Errorf("close node: %v", err)
+		}
+	})
+	ref := push(t, smallImage(t, images.OCI, images.Gzip))
+	if err := n.Pull(t.Context(), node.Squash, ref); err == nil {
+		t.Fatal("containerd has squash without being told")
+	}
+	args := []string{"install-config", "--config", n.ContainerdConfigFile()}
+	out, _ := squashctl(t, n, 1, args...)
+	if !strings.Contains(out, "+    root = \""+n.DaemonRoot()+"\"") {
+		t.Errorf("the daemon's root is not in\n%s", out)
+	}
+	squashctl(t, n, 0, append(args, "--write")...)
+	if err := n.StopContainerd(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.StartContainerd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pull(t, n, squash, ref)
+	if out, _ := squashctl(t, n, 0, "ls"); !strings.Contains(out, ref) {
+		t.Errorf("the image is not in\n%s", out)
+	}
+	squashctl(t, n, 0, args...)
+}
