@@ -76,6 +76,7 @@ func newCommand(stdout, stderr io.Writer) *cli.Command {
 			exportCommand(),
 			fsckCommand(),
 			installConfigCommand(),
+			doctorCommand(),
 		},
 		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {
 			if format := cmd.String("format"); format != "table" && format != "json" {
