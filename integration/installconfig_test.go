@@ -31,6 +31,10 @@ func TestInstallConfigTellsContainerd(t *testing.T) {
 	if err := n.Pull(t.Context(), node.Squash, ref); err == nil {
 		t.Fatal("containerd has squash without being told")
 	}
+	doctor := []string{"doctor", "--config", n.ContainerdConfigFile()}
+	if out, _ := squashctl(t, n, 2, doctor...); !strings.Contains(out, "containerd has loaded no snapshotter") || !strings.Contains(out, "proxy_plugins.squash is missing") {
+		t.Errorf("doctor does not find what is wrong\n%s", out)
+	}
 	args := []string{"install-config", "--config", n.ContainerdConfigFile()}
 	out, _ := squashctl(t, n, 1, args...)
 	if !strings.Contains(out, "+    root = \""+n.DaemonRoot()+"\"") {
@@ -48,4 +52,10 @@ func TestInstallConfigTellsContainerd(t *testing.T) {
 		t.Errorf("the image is not in\n%s", out)
 	}
 	squashctl(t, n, 0, args...)
+	// What else there may be to warn of is up to the machine.
+	stdout, stderr, code, err := n.Squashctl(t.Context(), shared.bin.Squashctl, doctor...)
+	if err != nil || code > 1 {
+		t.Errorf("doctor afterwards: got exit code %d, %v, %s\n%s", code, err, stderr, stdout)
+	}
+	t.Log(stdout)
 }
