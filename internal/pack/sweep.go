@@ -102,6 +102,13 @@ func (m *Mark) keepBlock(block uint64) {
 	m.live.setRange(block, 1)
 }
 
+// Met tells whether something that begins at a block was kept.
+func (m *Mark) Met(block uint32) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.live.has(uint64(block))
+}
+
 // Cancel ends the mark without freeing anything.
 func (m *Mark) Cancel() {
 	m.s.mu.Lock()
@@ -120,17 +127,48 @@ func (m *Mark) Sweep() (SweepStats, error) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
 	defer m.Cancel()
+	files, err := m.judged()
+	if err != nil {
+		return SweepStats{}, err
+	}
+	return s.free(files, m.condemn(files))
+}
+
+// Unmet counts what Sweep would free if it were called now. The mark stays open,
+// and nothing is decided about any content.
+func (m *Mark) Unmet() (sum SweepStats, err error) {
+	s := m.s
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	files, err := m.judged()
+	if err != nil {
+		return sum, err
+	}
+	begins := beginnings(files)
+	s.mu.Lock()
+	dead := m.unmet(begins)
+	s.mu.Unlock()
+	for _, x := range files {
+		st, _, _ := x.lose(dead)
+		sum.Contents, sum.Bytes = sum.Contents+st.Contents, sum.Bytes+st.Bytes
+	}
+	return sum, nil
+}
+
+// judged returns the index files that the mark is about. s.changing is held.
+func (m *Mark) judged() ([]*indexFile, error) {
+	s := m.s
 	if !m.open() {
-		return SweepStats{}, fmt.Errorf("pack: this mark has ended: %w", errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("pack: this mark has ended: %w", errdefs.ErrFailedPrecondition)
 	}
 	if !s.whole {
-		return SweepStats{}, fmt.Errorf("pack: an index file is damaged or missing, so it is not known which blocks are in use, and nothing is freed: %w", errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("pack: an index file is damaged or missing, so it is not known which blocks are in use, and nothing is freed: %w", errdefs.ErrFailedPrecondition)
 	}
-	judged := 0
-	for judged < len(s.files) && s.files[judged].last < m.last {
-		judged++
+	n := 0
+	for n < len(s.files) && s.files[n].last < m.last {
+		n++
 	}
-	return s.free(s.files[:judged], m.condemn(s.files[:judged]))
+	return s.files[:n], nil
 }
 
 func (m *Mark) open() bool {
@@ -143,22 +181,52 @@ func (m *Mark) open() bool {
 // mark has met nor an open writer relies on, and closes them to writers in the
 // same step.
 func (m *Mark) condemn(files []*indexFile) (dead blockSet) {
-	for _, x := range files {
-		for r := range x.all() {
-			dead.setRange(uint64(r.place.Block), 1)
-		}
-	}
-	s := m.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for w := range s.writers {
+	begins := beginnings(files)
+	m.s.mu.Lock()
+	defer m.s.mu.Unlock()
+	dead = m.unmet(begins)
+	m.s.condemned = dead
+	return dead
+}
+
+// unmet takes from a set of first blocks what the mark has met or an open writer
+// relies on. s.mu is held.
+func (m *Mark) unmet(begins blockSet) blockSet {
+	for w := range m.s.writers {
 		w.pins(m.keepBlock)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	dead.remove(m.live)
-	s.condemned = dead
-	return dead
+	begins.remove(m.live)
+	return begins
+}
+
+// beginnings are the first blocks of all that files tell about.
+func beginnings(files []*indexFile) (begins blockSet) {
+	for _, x := range files {
+		for r := range x.all() {
+			begins.setRange(uint64(r.place.Block), 1)
+		}
+	}
+	return begins
+}
+
+// lose tells what goes with the dead blocks of a file: how much, which blocks,
+// and how many contents stay.
+func (x *indexFile) lose(dead blockSet) (st SweepStats, freed blockSet, kept int) {
+	for r := range x.all() {
+		block := uint64(r.place.Block)
+		if !dead.has(block) {
+			kept++
+			continue
+		}
+		st.Contents++
+		if !freed.has(block) { // several contents can lie in the same blocks
+			st.Bytes += uint64(r.place.Stored) * BlockSize
+			freed.setRange(block, uint64(r.place.Blocks))
+		}
+	}
+	return st, freed, kept
 }
 
 // free takes the contents that begin at dead blocks out of the files and gives
@@ -198,21 +266,8 @@ func (s *Store) free(files []*indexFile, dead blockSet) (SweepStats, error) {
 // are punched out. A crash in between leaves blocks that no placement covers,
 // which Open takes back.
 func (s *Store) cut(x *indexFile, dead blockSet) (SweepStats, error) {
-	var st SweepStats
-	var freed blockSet
 	stays := func(r record) bool { return !dead.has(uint64(r.place.Block)) }
-	kept := 0
-	for r := range x.all() {
-		if stays(r) {
-			kept++
-			continue
-		}
-		st.Contents++
-		if block := uint64(r.place.Block); !freed.has(block) { // several contents can lie in the same blocks
-			st.Bytes += uint64(r.place.Stored) * BlockSize
-			freed.setRange(block, uint64(r.place.Blocks))
-		}
-	}
+	st, freed, kept := x.lose(dead)
 	at := slices.Index(s.files, x)
 	files := slices.Concat(s.files[:at], s.files[at+1:])
 	if kept > 0 {

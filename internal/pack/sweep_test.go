@@ -388,3 +388,23 @@ func TestWriterLookupPins(t *testing.T) {
 	sweepAllBut(t, s)
 	wantOnly(t, s)
 }
+
+func TestUnmetIsWhatASweepFrees(t *testing.T) {
+	s := open(t, t.TempDir())
+	ds := store(t, s, noise(1, 50_000), noise(2, 300_000))
+	stays, goes := ds[0], ds[1]
+	m := beginMark(t, s)
+	m.Keep(stays)
+	before, err := m.Unmet()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantOnly(t, s, stays, goes)
+	if got := sweep(t, m); got != before || got.Contents != 1 {
+		t.Errorf("freed %+v, foretold %+v, want 1 content", got, before)
+	}
+	wantOnly(t, s, stays)
+	if _, err := m.Unmet(); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a mark that has ended: got %v", err)
+	}
+}
