@@ -359,7 +359,7 @@ func (s *Snapshotter) mendImage(ctx context.Context, i imageName, ids []string) 
 func (c *check) files(ctx context.Context) error {
 	s := c.s
 	// What was removed and not yet collected is no orphan.
-	if err := s.collect(ctx, c.opts.Repair); err != nil {
+	if err := s.collect(ctx, c.opts.Repair, nil); err != nil {
 		return err
 	}
 	orphans, err := s.orphans(ctx)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -39,7 +38,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) (err error) {
 // Cleanup gives back what removed snapshots used.
 func (s *Snapshotter) Cleanup(ctx context.Context) (err error) {
 	defer s.blameDisk(&err)
-	if err := s.collect(ctx, s.sweepDue.Swap(false)); err != nil {
+	if err := s.collect(ctx, s.sweepDue.Swap(false), nil); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
 	return nil
@@ -68,7 +67,7 @@ func (s *Snapshotter) collector(ctx context.Context) {
 			return
 		}
 		sweep := s.sweepDue.Swap(false)
-		if err := s.collect(ctx, sweep); err != nil && ctx.Err() == nil {
+		if err := s.collect(ctx, sweep, nil); err != nil && ctx.Err() == nil {
 			if sweep {
 				s.sweepDue.Store(true)
 			}
@@ -111,55 +110,63 @@ func (k known) lineage(id string, byName map[string]string) (ids []string) {
 }
 
 // collect removes what the metastore does not know: first mounts, then flat
-// images, then directories, and if layers went (or sweep says so) content.
-func (s *Snapshotter) collect(ctx context.Context, sweep bool) error {
+// images, then directories, and if layers went (or sweep says so) content. tell,
+// which may be nil, learns what went and what stayed.
+func (s *Snapshotter) collect(ctx context.Context, sweep bool, tell *Collection) error {
 	s.collecting.Lock()
 	defer s.collecting.Unlock()
-	s.mu.Lock()
-	began := s.clock
-	s.mu.Unlock()
-	var ids known
-	var dirs, layers, skeletons []string
-	// A directory that has no snapshot now will never have one.
-	err := s.withoutChanges(ctx, func(ctx context.Context) (err error) {
-		if ids, err = knownSnapshots(ctx); err != nil {
-			return err
-		}
-		dirs, err = unknownNames(s.snapshotsDir(), ids)
-		if err == nil {
-			layers, err = unknownNames(s.layersDir(), ids)
-		}
-		if err == nil {
-			skeletons, err = unknownNames(s.skeletonMounts(), ids)
-		}
-		return err
-	})
+	return s.collectNow(ctx, sweep, tell)
+}
+
+// collectNow is collect with s.collecting held.
+func (s *Snapshotter) collectNow(ctx context.Context, sweep bool, tell *Collection) error {
+	p, err := s.planCollection(ctx)
 	if err != nil {
 		return err
 	}
-	var errs error
-	for _, id := range dirs {
-		if strings.HasPrefix(id, newPrefix) {
-			continue // being made; what a crash left is removed at start
+	if tell != nil {
+		if err := p.measure(ctx, s); err != nil {
+			return err
 		}
-		errs = errors.Join(errs, s.dropUpper(id))
 	}
-	for _, id := range skeletons {
+	var errs error
+	for _, id := range p.uppers {
+		err := s.dropUpper(id)
+		errs = errors.Join(errs, err)
+		tell.removed(err, p.upper(id))
+	}
+	for _, id := range p.skeletons {
 		errs = errors.Join(errs, s.dropSkeleton(id))
 	}
-	dropped, err := s.collectImages(ctx, ids, began)
-	errs = errors.Join(errs, err)
-	for _, id := range layers {
-		errs = errors.Join(errs, os.RemoveAll(s.layer(id)))
+	dropped := 0
+	for _, i := range p.images {
+		err := s.dropImage(i, p.began)
+		switch {
+		case err == nil:
+			dropped++
+		case errdefs.IsFailedPrecondition(err):
+			log.G(ctx).WithError(err).Info("an image that is no longer needed is still in use")
+		default:
+			errs = errors.Join(errs, err)
+		}
+		tell.removed(err, p.image(i))
+	}
+	for _, id := range p.layers {
+		err := os.RemoveAll(s.layer(id))
+		errs = errors.Join(errs, err)
+		tell.removed(err, p.layer(id))
 		failpoint.Hit("layer.remove")
 		s.mu.Lock()
 		delete(s.layers, id)
 		s.forgetDonor(id)
 		s.mu.Unlock()
 	}
-	if len(layers) > 0 || dropped > 0 || sweep {
+	if len(p.layers) > 0 || dropped > 0 || sweep {
 		errs = errors.Join(errs, s.withReserve(func() error {
-			need, err := s.sweep(ctx, ids)
+			need, err := s.sweep(ctx, p.ids, tell)
+			if err == nil {
+				err = s.tellClusters(p, need, tell)
+			}
 			if err == nil {
 				err = s.repack(ctx, need)
 			}
@@ -228,34 +235,6 @@ func unknownNames(dir string, ids known) ([]string, error) {
 	return names, nil
 }
 
-// collectImages unmounts and removes the images that nobody needs: flat ones
-// whose chain is no committed snapshot's, and those of layers (see neededLayers).
-// What is still in use stays, and keeps its content by its refs; it goes at the
-// first collection after its last user.
-func (s *Snapshotter) collectImages(ctx context.Context, ids known, began uint64) (dropped int, errs error) {
-	images, err := s.imageFiles()
-	if err != nil {
-		return 0, err
-	}
-	chains := s.chains(ids)
-	live := topsOf(ids, chains)
-	stacked := neededLayers(ids, chains, images)
-	for _, i := range images {
-		if stacked[i] || i.layers == 0 && len(live[i.chain]) > 0 {
-			continue
-		}
-		switch err := s.dropImage(i, began); {
-		case err == nil:
-			dropped++
-		case errdefs.IsFailedPrecondition(err):
-			log.G(ctx).WithError(err).Info("an image that is no longer needed is still in use")
-		default:
-			errs = errors.Join(errs, err)
-		}
-	}
-	return dropped, errs
-}
-
 // chains returns the TOCs of each snapshot's chain by ID, the bottom one first;
 // nil where not all are to be had.
 func (s *Snapshotter) chains(ids known) map[string][]layer.Summary {
@@ -305,19 +284,10 @@ func topsOf(ids known, chains map[string][]layer.Summary) map[chain][]string {
 func (s *Snapshotter) dropImage(i imageName, began uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if u := s.uses[i]; u != nil {
-		if u.users > 0 || u.last > began {
-			return fmt.Errorf("%s is wanted again: %w", i.what(), errdefs.ErrFailedPrecondition)
-		}
-		delete(s.uses, i)
-	}
-	users, err := mounts.Users(s.imageMount(i))
-	if err != nil {
+	if err := s.wanted(i, began); err != nil {
 		return err
 	}
-	if len(users) > 0 {
-		return fmt.Errorf("%s is mounted at %s: %w", i.what(), users[0], errdefs.ErrFailedPrecondition)
-	}
+	delete(s.uses, i)
 	if err := s.mounter.Unmount(s.imageMount(i)); err != nil {
 		return err
 	}
@@ -334,5 +304,21 @@ func (s *Snapshotter) dropImage(i imageName, began uint64) error {
 		return err
 	}
 	failpoint.Hit("refs.remove")
+	return nil
+}
+
+// wanted returns ErrFailedPrecondition if an image is in use, or somebody came to
+// need it since the collection began. s.mu is held.
+func (s *Snapshotter) wanted(i imageName, began uint64) error {
+	if u := s.uses[i]; u != nil && (u.users > 0 || u.last > began) {
+		return fmt.Errorf("%s is wanted again: %w", i.what(), errdefs.ErrFailedPrecondition)
+	}
+	users, err := mounts.Users(s.imageMount(i))
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return fmt.Errorf("%s is mounted at %s: %w", i.what(), users[0], errdefs.ErrFailedPrecondition)
+	}
 	return nil
 }

@@ -223,7 +223,7 @@ func forgetFiles(l layout) error {
 // work.
 func anotherBoot(l layout) error { return os.WriteFile(l.boot(), []byte("another boot\n"), 0o600) }
 
-func sweepAll(ctx context.Context, s *Snapshotter) error { return s.collect(ctx, true) }
+func sweepAll(ctx context.Context, s *Snapshotter) error { return s.collect(ctx, true, nil) }
 
 func usageOfAll(ctx context.Context, s *Snapshotter) error {
 	_, err := s.countUsages(ctx)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/containerd/log"
 	"github.com/squash-snapshotter/squash/internal/flatten"
@@ -25,14 +26,29 @@ import (
 // their contents by the writer with which they were built.
 //
 // needed is what was met, as far as contents share clusters.
-func (s *Snapshotter) sweep(ctx context.Context, ids known) (needed, error) {
+func (s *Snapshotter) sweep(ctx context.Context, ids known, tell *Collection) (needed, error) {
 	mark, err := s.pack.BeginMark()
 	if err != nil {
 		return needed{}, err
 	}
 	defer mark.Cancel()
+	need, err := s.markNeeded(ctx, mark, ids, collectPlan{})
+	if err != nil {
+		return need, err
+	}
+	st, err := mark.Sweep()
+	if err == nil && st.Contents > 0 {
+		log.G(ctx).WithFields(log.Fields{"contents": st.Contents, "bytes": st.Bytes}).Info("content freed")
+	}
+	tell.contents(st, need)
+	return need, err
+}
+
+// markNeeded keeps what is needed once the plan is done; of what it removes,
+// nothing may be left out that is not gone when the contents are.
+func (s *Snapshotter) markNeeded(ctx context.Context, mark *pack.Mark, ids known, p collectPlan) (needed, error) {
 	need := needed{used: map[uint32]uint64{}, layers: map[string]bool{}}
-	flattened, err := s.markImages(mark, ids, &need)
+	flattened, err := s.markImages(mark, ids, p, &need)
 	if err != nil {
 		return need, err
 	}
@@ -48,13 +64,35 @@ func (s *Snapshotter) sweep(ctx context.Context, ids known) (needed, error) {
 		if ctx.Err() != nil {
 			return need, ctx.Err()
 		}
-		if s.cfg.Shadowed == ShadowedFree && flattened[id] && blobs.layer(ctx, id) {
+		if slices.Contains(p.layers, id) {
 			continue
+		}
+		whole := wholeLayer{id: id, name: ids[id].Name}
+		switch {
+		case !flattened[id]:
+			whole.reason, whole.why = notFlat, "no flat image was built on it yet"
+		case s.cfg.Shadowed != ShadowedFree:
+			whole.reason, whole.why = configured, "the configuration says shadowed = keep"
+		default:
+			err := blobs.judge(ctx, id)
+			if err == nil {
+				continue
+			}
+			whole.reason, whole.why = notRestorable, err.Error()
 		}
 		need.layers[id] = true
 		err := s.eachContent(id, func(d layer.Digest) error {
-			if p, ok := mark.Keep(pack.Digest(d)); ok && p.Encoding == pack.EncodingShared {
+			p, err := s.pack.Lookup(pack.Digest(d))
+			if err != nil {
+				return nil // freed
+			}
+			if p.Encoding == pack.EncodingShared {
 				need.used[p.Block] += p.Size
+			}
+			if !mark.Met(p.Block) {
+				whole.contents += p.Members()
+				whole.bytes += uint64(p.Stored) * pack.BlockSize
+				mark.KeepBlock(p.Block)
 			}
 			return nil
 		})
@@ -64,24 +102,42 @@ func (s *Snapshotter) sweep(ctx context.Context, ids known) (needed, error) {
 		default:
 			return need, fmt.Errorf("nothing is freed, for it is not known what layer %s (snapshot %s) refers to; remove its image: %w", id, ids[id].Name, err)
 		}
+		if whole.contents > 0 {
+			need.whole = append(need.whole, whole)
+		}
 	}
-	st, err := mark.Sweep()
-	if err == nil && st.Contents > 0 {
-		log.G(ctx).WithFields(log.Fields{"contents": st.Contents, "bytes": st.Bytes}).Info("content freed")
-	}
-	return need, err
+	return need, nil
 }
 
 // needed says what a sweep has met.
 type needed struct {
 	used   map[uint32]uint64 // bytes of shared clusters, by first block; those that several need count several times
 	layers map[string]bool   // layers that need all their contents
+	whole  []wholeLayer      // of them, those that keep contents which no image shows
 }
+
+// wholeLayer is a layer whose contents stay though no image shows them. What
+// several have counts with the first.
+type wholeLayer struct {
+	id, name        string
+	reason          reason
+	why             string
+	contents, bytes uint64
+}
+
+// reason is why a layer keeps contents that no image shows.
+type reason int
+
+const (
+	notFlat reason = iota
+	notRestorable
+	configured
+)
 
 // markImages keeps what images show, those without a snapshot included:
 // somebody may still have them mounted. It returns the layers whose chains have
 // a flat image and need not keep more than that shows.
-func (s *Snapshotter) markImages(mark *pack.Mark, ids known, need *needed) (flattened map[string]bool, err error) {
+func (s *Snapshotter) markImages(mark *pack.Mark, ids known, p collectPlan, need *needed) (flattened map[string]bool, err error) {
 	tops, byName := s.tops(ids), ids.byName()
 	images, err := s.imageFiles()
 	if err != nil {
@@ -89,6 +145,9 @@ func (s *Snapshotter) markImages(mark *pack.Mark, ids known, need *needed) (flat
 	}
 	flattened = map[string]bool{}
 	for _, i := range images {
+		if slices.Contains(p.images, i) {
+			continue
+		}
 		refs, err := s.readRefs(i)
 		if (errors.Is(err, os.ErrNotExist) || errors.Is(err, flatten.ErrRefsDamaged)) && len(tops[i.chain]) > 0 {
 			continue // all that its layers refer to is kept: what it shows, and more

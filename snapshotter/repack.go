@@ -117,34 +117,10 @@ func (s *Snapshotter) dropShowing(ctx context.Context, clusters map[uint32]bool)
 	if err != nil {
 		return nil, err
 	}
-	tops, byName, handedOut := s.tops(ids), ids.byName(), handedOut(ids, s.chains(ids))
-	shows := map[imageName][]uint32{}
-	for _, i := range images {
-		refs, err := s.readRefs(i)
-		if err != nil {
-			return nil, err
-		}
-		for k, b := range refs.Blocks {
-			if refs.Used[k] > 0 && clusters[b] {
-				shows[i] = append(shows[i], b)
-			}
-		}
-	}
-	spare := func(i imageName) {
-		for _, b := range shows[i] {
-			delete(clusters, b)
-		}
-		delete(shows, i)
-	}
-	// Those that cannot go first: what they show is no reason to drop others.
-	for i := range shows {
-		users, err := mounts.Users(s.imageMount(i))
-		if err != nil {
-			return nil, err
-		}
-		if len(tops[i.chain]) == 0 || len(users) > 0 || handedOut[i.chain] {
-			spare(i)
-		}
+	tops, byName := s.tops(ids), ids.byName()
+	shows, err := s.showing(ids, images, clusters)
+	if err != nil {
+		return nil, err
 	}
 	for i, blocks := range shows {
 		worth := false
@@ -156,7 +132,7 @@ func (s *Snapshotter) dropShowing(ctx context.Context, clusters map[uint32]bool)
 		}
 		switch err := s.dropImage(i, began); {
 		case errdefs.IsFailedPrecondition(err):
-			spare(i)
+			shows.spare(i, clusters)
 		case err != nil:
 			return nil, err
 		default:
@@ -164,4 +140,44 @@ func (s *Snapshotter) dropShowing(ctx context.Context, clusters map[uint32]bool)
 		}
 	}
 	return dropped, nil
+}
+
+// showers are images by the clusters that they show.
+type showers map[imageName][]uint32
+
+// spare leaves an image as it is, and so the clusters.
+func (m showers) spare(i imageName, clusters map[uint32]bool) {
+	for _, b := range m[i] {
+		delete(clusters, b)
+	}
+	delete(m, i)
+}
+
+// showing finds which of the images show any of the clusters and can be built
+// again. What the others show is taken out of the clusters: it is no reason to
+// drop one.
+func (s *Snapshotter) showing(ids known, images []imageName, clusters map[uint32]bool) (showers, error) {
+	tops, handedOut := s.tops(ids), handedOut(ids, s.chains(ids))
+	shows := showers{}
+	for _, i := range images {
+		refs, err := s.readRefs(i)
+		if err != nil {
+			return nil, err
+		}
+		for k, b := range refs.Blocks {
+			if refs.Used[k] > 0 && clusters[b] {
+				shows[i] = append(shows[i], b)
+			}
+		}
+	}
+	for i := range shows {
+		users, err := mounts.Users(s.imageMount(i))
+		if err != nil {
+			return nil, err
+		}
+		if len(tops[i.chain]) == 0 || len(users) > 0 || handedOut[i.chain] {
+			shows.spare(i, clusters)
+		}
+	}
+	return shows, nil
 }

@@ -122,23 +122,42 @@ func (src source) context(ctx context.Context) context.Context {
 // containerd's content store. Each namespace is asked about once.
 type restorable struct {
 	s    *Snapshotter
-	kept map[string]map[digest.Digest]bool // by namespace
+	kept map[string]keptBlobs // by namespace
 }
 
-func (r *restorable) layer(ctx context.Context, id string) bool {
+type keptBlobs struct {
+	blobs map[digest.Digest]bool
+	err   error
+}
+
+func (r *restorable) layer(ctx context.Context, id string) bool { return r.judge(ctx, id) == nil }
+
+// judge returns why a layer's contents could not be brought back; nil: they could.
+func (r *restorable) judge(ctx context.Context, id string) error {
 	src, err := r.s.readSource(id)
-	if err != nil || r.s.cfg.Content == nil {
-		return false
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return errors.New("it was an upper directory and came from no blob")
+	case err != nil:
+		return err
+	case r.s.cfg.Content == nil:
+		return errors.New("there is no content store to read its blob from")
 	}
 	kept, ok := r.kept[src.Namespace]
 	if !ok {
-		if kept, err = r.s.cfg.Content.Kept(src.context(ctx)); err != nil {
-			log.G(ctx).WithError(err).WithField("namespace", src.Namespace).Warn("containerd does not tell which blobs it keeps: their layers' contents stay")
+		if kept.blobs, kept.err = r.s.cfg.Content.Kept(src.context(ctx)); kept.err != nil {
+			log.G(ctx).WithError(kept.err).WithField("namespace", src.Namespace).Warn("containerd does not tell which blobs it keeps: their layers' contents stay")
 		}
 		if r.kept == nil {
-			r.kept = map[string]map[digest.Digest]bool{}
+			r.kept = map[string]keptBlobs{}
 		}
 		r.kept[src.Namespace] = kept
 	}
-	return kept[src.Blob.Digest]
+	switch {
+	case kept.err != nil:
+		return fmt.Errorf("containerd does not tell which blobs of namespace %s it keeps: %w", src.Namespace, kept.err)
+	case !kept.blobs[src.Blob.Digest]:
+		return fmt.Errorf("namespace %s does not keep its blob %s", src.Namespace, src.Blob.Digest)
+	}
+	return nil
 }

@@ -187,7 +187,7 @@ func TestContentOfALayerImageIsKeptAndMoved(t *testing.T) {
 		}
 	})
 	must(t, n.Flatten(ctx, "ns/3/second"))
-	must(t, n.collect(ctx, true))
+	must(t, n.collect(ctx, true, nil))
 	i := layerImage(n.flatImage("ns/2/first").chain, 1)
 	refs, err := n.readRefs(i)
 	must(t, err)
@@ -203,7 +203,7 @@ func TestContentOfALayerImageIsKeptAndMoved(t *testing.T) {
 	}
 	must(t, n.Remove(ctx, "ns/9/view"))
 	must(t, n.Remove(ctx, "ns/3/second"))
-	must(t, n.collect(ctx, true))
+	must(t, n.collect(ctx, true, nil))
 	n.repackAll()
 	waitFor(t, "the image to be built again", func() error {
 		now, err := n.readRefs(i)
