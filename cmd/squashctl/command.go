@@ -74,6 +74,8 @@ func newCommand(stdout, stderr io.Writer) *cli.Command {
 			blameCommand(),
 			verifyCommand(),
 			exportCommand(),
+			dfCommand(),
+			gcCommand(),
 			fsckCommand(),
 			installConfigCommand(),
 			doctorCommand(),

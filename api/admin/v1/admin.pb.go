@@ -2177,13 +2177,15 @@ type DiskUsageResponse struct {
 	// Of the file system.
 	FilesystemBytes uint64 `protobuf:"varint,2,opt,name=filesystem_bytes,json=filesystemBytes,proto3" json:"filesystem_bytes,omitempty"`
 	FreeBytes       uint64 `protobuf:"varint,3,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
-	// Allocated below the root. The parts add up to it.
+	// Allocated below the root; of a file with several names, once. The parts add up to it.
 	Bytes uint64       `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	Parts []*UsagePart `protobuf:"bytes,5,rep,name=parts,proto3" json:"parts,omitempty"`
 	// The pack by who needs it: adds up to its part.
 	Contents []*UsagePart `protobuf:"bytes,6,rep,name=contents,proto3" json:"contents,omitempty"`
 	// What contents have as files, and as they are stored: plain, zstd, …
-	Encodings     []*EncodingUsage `protobuf:"bytes,7,rep,name=encodings,proto3" json:"encodings,omitempty"`
+	Encodings []*EncodingUsage `protobuf:"bytes,7,rep,name=encodings,proto3" json:"encodings,omitempty"`
+	// Bytes of the regular files of all layers, of each snapshot its own: what they would take up without squash.
+	LayerBytes    uint64 `protobuf:"varint,8,opt,name=layer_bytes,json=layerBytes,proto3" json:"layer_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2267,12 +2269,20 @@ func (x *DiskUsageResponse) GetEncodings() []*EncodingUsage {
 	return nil
 }
 
+func (x *DiskUsageResponse) GetLayerBytes() uint64 {
+	if x != nil {
+		return x.LayerBytes
+	}
+	return 0
+}
+
 type UsagePart struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
-	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	What          string                 `protobuf:"bytes,4,opt,name=what,proto3" json:"what,omitempty"` // for people
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Count uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// Negative if the file system takes up less than it says, for instance since it compresses.
+	Bytes         int64  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	What          string `protobuf:"bytes,4,opt,name=what,proto3" json:"what,omitempty"` // for people
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2321,7 +2331,7 @@ func (x *UsagePart) GetCount() uint64 {
 	return 0
 }
 
-func (x *UsagePart) GetBytes() uint64 {
+func (x *UsagePart) GetBytes() int64 {
 	if x != nil {
 		return x.Bytes
 	}
@@ -2451,7 +2461,7 @@ func (x *CollectRequest) GetDryRun() bool {
 type CollectResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Garbage []*Garbage             `protobuf:"bytes,1,rep,name=garbage,proto3" json:"garbage,omitempty"`
-	// Of all garbage. What was really given back if it was removed.
+	// Of all garbage, as it is allocated on the disk.
 	Bytes uint64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// What looks like garbage and stays, and why.
 	Kept          []*Garbage `protobuf:"bytes,3,rep,name=kept,proto3" json:"kept,omitempty"`
@@ -2512,10 +2522,10 @@ func (x *CollectResponse) GetKept() []*Garbage {
 
 type Garbage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "snapshot", "image", "layer" or "contents"
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "snapshot", "image", "layer", "contents" or "clusters"
 	Object        string                 `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`
-	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
-	Count         uint64                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"` // of contents
+	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`      // it goes, or stays
+	Count         uint64                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"` // of contents and clusters
 	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3470,7 +3480,7 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"blob_bytes\x18\a \x01(\x04R\tblobBytes\x12(\n" +
 	"\x10entries_left_out\x18\b \x01(\x04R\x0eentriesLeftOut\"\x12\n" +
-	"\x10DiskUsageRequest\"\xaf\x02\n" +
+	"\x10DiskUsageRequest\"\xd0\x02\n" +
 	"\x11DiskUsageResponse\x12\x12\n" +
 	"\x04root\x18\x01 \x01(\tR\x04root\x12)\n" +
 	"\x10filesystem_bytes\x18\x02 \x01(\x04R\x0ffilesystemBytes\x12\x1d\n" +
@@ -3479,11 +3489,13 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x120\n" +
 	"\x05parts\x18\x05 \x03(\v2\x1a.squash.admin.v1.UsagePartR\x05parts\x126\n" +
 	"\bcontents\x18\x06 \x03(\v2\x1a.squash.admin.v1.UsagePartR\bcontents\x12<\n" +
-	"\tencodings\x18\a \x03(\v2\x1e.squash.admin.v1.EncodingUsageR\tencodings\"_\n" +
+	"\tencodings\x18\a \x03(\v2\x1e.squash.admin.v1.EncodingUsageR\tencodings\x12\x1f\n" +
+	"\vlayer_bytes\x18\b \x01(\x04R\n" +
+	"layerBytes\"_\n" +
 	"\tUsagePart\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x12\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x12\n" +
 	"\x04what\x18\x04 \x01(\tR\x04what\"\x80\x01\n" +
 	"\rEncodingUsage\x12\x1a\n" +
 	"\bencoding\x18\x01 \x01(\tR\bencoding\x12\x1a\n" +
