@@ -21,7 +21,7 @@ export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
 sources = find . -path ./.git -prune -o -path ./bin -prune -o -name '*.go' -print
 
-.PHONY: help build test torture packages lint lint-format lint-headers lint-names lint-tidy lint-code lint-generated generate generators demo bench clean
+.PHONY: help build test torture packages lint lint-format lint-headers lint-names lint-tidy lint-code lint-generated lint-man generate generators man install demo bench clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -66,7 +66,7 @@ packages:
 	   command -v $${p%:*} >/dev/null || echo "$${p%:*} is missing (package $${p#*:}): the tests that want it are skipped"; \
 	 done
 
-lint: lint-format lint-headers lint-names lint-tidy lint-generated lint-code ## check format, headers, names, go.mod, generated code, and code with vet and staticcheck
+lint: lint-format lint-headers lint-names lint-tidy lint-generated lint-man lint-code ## check format, headers, names, go.mod, generated code, man pages, and code with vet and staticcheck
 
 lint-format:
 	@bad=$$($(sources) | xargs gofmt -l); \
@@ -112,6 +112,14 @@ lint-generated:
 	 fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	 $(call protoc,"$$fresh"); \
 	 diff -r -I '^// .*protoc  *v' -x '*.proto' -x doc.go api "$$fresh" || { echo 'generated code is not up to date, run make generate'; exit 1; }
+
+lint-man:
+	@go test ./cmd/... -run TestManualIsUpToDate >/dev/null || { echo 'contrib/man is not up to date, run make man'; exit 1; }
+
+# Tests of the programs compare the pages with what the programs say of themselves.
+man: ## write contrib/man from the programs' help
+	@mkdir -p contrib/man && rm -f contrib/man/*.8
+	@go test -count=1 ./cmd/... -run TestManualIsUpToDate -update >/dev/null || go test -count=1 ./cmd/... -run TestManualIsUpToDate
 
 demo: build ## compare squash with overlayfs on an image like those of CI runners; needs root
 	@cd integration && go run ./cmd/demo
