@@ -45,7 +45,8 @@ Examples:
 			platformFlag(),
 			&cli.BoolFlag{Name: "all", Usage: "tell of all paths, as JSON lines"},
 		},
-		Action: blame,
+		ShellComplete: completeImage,
+		Action:        blame,
 	}
 }
 

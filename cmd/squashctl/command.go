@@ -50,19 +50,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 func newCommand(stdout, stderr io.Writer) *cli.Command {
 	root := &cli.Command{
-		Name:                  "squashctl",
-		Usage:                 "look after the squash snapshotter of this node",
-		UsageText:             "squashctl [global options] COMMAND [options]",
-		Version:               shownVersion(),
-		Description:           description,
-		HideHelpCommand:       true,
-		EnableShellCompletion: true,
-		ConfigureShellCompletionCommand: func(c *cli.Command) {
-			c.Hidden = false
-			c.Usage = "print the completion script of a shell; see squashctl completion --help"
-		},
-		Writer:    stdout,
-		ErrWriter: stderr,
+		Name:                            "squashctl",
+		Usage:                           "look after the squash snapshotter of this node",
+		UsageText:                       "squashctl [global options] COMMAND [options]",
+		Version:                         shownVersion(),
+		Description:                     description,
+		HideHelpCommand:                 true,
+		EnableShellCompletion:           true,
+		ConfigureShellCompletionCommand: configureCompletion,
+		Writer:                          stdout,
+		ErrWriter:                       stderr,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "address", Value: defaultAddress, Usage: "find the daemon at the unix socket `SOCK`"},
 			&cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Value: "default", Sources: cli.EnvVars("CONTAINERD_NAMESPACE"), Usage: "look for images in the containerd namespace `NAME`"},

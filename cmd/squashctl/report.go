@@ -51,7 +51,8 @@ Examples:
 			&cli.StringFlag{Name: "html", Usage: "write a page into `FILE`, which is replaced, instead of tables"},
 			&cli.Uint32Flag{Name: "rows", Value: 20, Usage: "print at most `N` rows of duplicate paths and contents"},
 		},
-		Action: report,
+		ShellComplete: completeImage,
+		Action:        report,
 	}
 }
 
