@@ -121,6 +121,23 @@ man: ## write contrib/man from the programs' help
 	@mkdir -p contrib/man && rm -f contrib/man/*.8
 	@go test -count=1 ./cmd/... -run TestManualIsUpToDate -update >/dev/null || go test -count=1 ./cmd/... -run TestManualIsUpToDate
 
+# As packagers want it; the configuration is the administrator's. /usr/local/lib/systemd/system is where systemd looks, too.
+PREFIX ?= /usr/local
+to = $(DESTDIR)$(PREFIX)
+
+install: build ## install programs, units, man pages and completions below DESTDIR and PREFIX (/usr/local)
+	@install -d $(to)/bin $(to)/lib/systemd/system $(to)/share/man/man8 $(to)/share/bash-completion/completions \
+	   $(to)/share/zsh/site-functions $(to)/share/fish/vendor_completions.d
+	@install -m 0755 bin/containerd-squash-grpc bin/squashctl $(to)/bin/
+	@install -m 0644 contrib/systemd/containerd-squash-grpc.socket $(to)/lib/systemd/system/
+	@sed 's|/usr/local/bin/|$(PREFIX)/bin/|' contrib/systemd/containerd-squash-grpc.service > $(to)/lib/systemd/system/containerd-squash-grpc.service
+	@chmod 0644 $(to)/lib/systemd/system/containerd-squash-grpc.service
+	@install -m 0644 contrib/man/*.8 $(to)/share/man/man8/
+	@bin/squashctl completion bash > $(to)/share/bash-completion/completions/squashctl
+	@bin/squashctl completion zsh > $(to)/share/zsh/site-functions/_squashctl
+	@bin/squashctl completion fish > $(to)/share/fish/vendor_completions.d/squashctl.fish
+	@chmod 0644 $(to)/share/bash-completion/completions/squashctl $(to)/share/zsh/site-functions/_squashctl $(to)/share/fish/vendor_completions.d/squashctl.fish
+
 demo: build ## compare squash with overlayfs on an image like those of CI runners; needs root
 	@cd integration && go run ./cmd/demo
 
