@@ -16,6 +16,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/testutil"
 	"github.com/opencontainers/go-digest"
@@ -225,5 +226,47 @@ func TestCollectSaysWhyItKeeps(t *testing.T) {
 	}
 	if c, err = s.Collect(ctx, false); err != nil || !has(t, s, deleted) {
 		t.Errorf("containerd does not answer: %+v, %v", c, err)
+	}
+}
+
+func TestCollectSaysWhereAnImageIsMounted(t *testing.T) {
+	testutil.RequiresRoot(t)
+	ctx := context.Background()
+	blobs := newBlobs()
+	s := open(t, blobs)
+	top := flattened(t, s, blobs, baseLayer)
+	m, err := s.View(ctx, "view", top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := t.TempDir()
+	if err := mount.All(m, target); err != nil {
+		t.Fatal(err)
+	}
+	defer mount.UnmountAll(target, 0)
+	s.collecting.Lock() // nobody else collects
+	defer s.collecting.Unlock()
+	for _, name := range []string{"view", top} {
+		if err := s.update(ctx, func(ctx context.Context) error { _, _, err := storage.Remove(ctx, name); return err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var foretold, done Collection
+	if _, _, err := s.foresee(ctx, &foretold); err != nil {
+		t.Fatal(err)
+	}
+	if len(foretold.Kept) != 1 || foretold.Kept[0].Kind != "image" || !strings.HasSuffix(foretold.Kept[0].Why, "is mounted at "+target) {
+		t.Errorf("kept: %+v", foretold.Kept)
+	}
+	for _, g := range foretold.Garbage {
+		if g.Kind == "contents" {
+			t.Errorf("contents that the mounted image shows would go: %+v", g)
+		}
+	}
+	if err := s.collectNow(ctx, true, &done); err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(done.Kept) != fmt.Sprint(foretold.Kept) {
+		t.Errorf("done:     %+v\nforetold: %+v", done.Kept, foretold.Kept)
 	}
 }
