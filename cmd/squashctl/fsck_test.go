@@ -302,6 +302,17 @@ func TestBarFitsTheTerminal(t *testing.T) {
 	}
 }
 
+// Bytes that are no UTF-8 may be commands to a terminal: 0x9b begins one.
+func TestPrintableNames(t *testing.T) {
+	for name, want := range map[string]string{
+		"/usr/bin/café": "/usr/bin/café", "a\x9b31m": `"a\x9b31m"`, "a\x1b[2J": `"a\x1b[2J"`, "\u202egnp": `"\u202egnp"`, "\uFFFD": "\uFFFD",
+	} {
+		if got := printable(name); got != want {
+			t.Errorf("%q: got %s, want %s", name, got, want)
+		}
+	}
+}
+
 func TestSizes(t *testing.T) {
 	for n, want := range map[uint64]string{
 		0: "0 B", 999: "999 B", 1000: "1.0 kB", 999_949: "999.9 kB", 999_950: "1.0 MB", 1 << 40: "1.1 TB", 1<<64 - 1: "18.4 EB",
