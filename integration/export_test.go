@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"golang.org/x/sys/unix"
 
 	"github.com/squash-snapshotter/squash/integration/images"
 	"github.com/squash-snapshotter/squash/integration/node"
@@ -293,6 +294,10 @@ func TestExportThatCannotBeDone(t *testing.T) {
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	device := filepath.Join(dir, "pipe") // stands for /dev/stdout, which root could replace
+	if err := unix.Mkfifo(device, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args []string
 		want string
@@ -306,6 +311,7 @@ func TestExportThatCannotBeDone(t *testing.T) {
 		{[]string{"--push", "127.0.0.1:1/x:1", ref}, "push to 127.0.0.1:1/x:1"},
 		{[]string{"--push", "127.0.0.1:1/x:1", "--user", "me", ref}, "SQUASHCTL_PASSWORD"},
 		{[]string{"-o", "/dev/full/x", ref}, "not a directory"},
+		{[]string{"--force", "-o", device, ref}, "is no file"},
 		{[]string{"--compression", "rar", "-o", file, ref}, "gzip, zstd or none"},
 	} {
 		_, errs := squashctl(t, n, 4, append([]string{"export"}, c.args...)...)
@@ -316,7 +322,10 @@ func TestExportThatCannotBeDone(t *testing.T) {
 	if got, err := os.ReadFile(file); err != nil || string(got) != "precious" {
 		t.Errorf("the file holds %q, %v", got, err)
 	}
-	noLeftovers(t, dir, "file")
+	if _, errs := squashctl(t, n, 4, "report", "--html", device, ref); !strings.Contains(errs, "is no file") {
+		t.Errorf("report: got %q", errs)
+	}
+	noLeftovers(t, dir, "file", "pipe")
 	out, _ := squashctl(t, n, 0, "export", "--force", "-o", file, ref)
 	if !strings.Contains(out, "4 layers became one") {
 		t.Errorf("got %q", out)

@@ -62,7 +62,8 @@ Examples:
 			&cli.BoolFlag{Name: "plain-http", Usage: "talk to the registry without TLS; loopback addresses need no flag"},
 			&cli.StringFlag{Name: "user", Usage: "log in to the registry as `USER`, with the password in SQUASHCTL_PASSWORD"},
 		},
-		Action: export,
+		Action:        export,
+		ShellComplete: completeImage,
 	}
 }
 
@@ -127,6 +128,9 @@ func export(ctx context.Context, cmd *cli.Command) error {
 // exportFile writes a file or directory, which has its name only when it is whole.
 func exportFile(ctx context.Context, cmd *cli.Command, req *adminapi.ExportRequest, output, kind string) (*adminapi.ExportResult, error) {
 	_, err := os.Lstat(output)
+	if err := replaceable(output); err != nil {
+		return nil, err
+	}
 	switch {
 	case err == nil && !cmd.Bool("force"):
 		return nil, fmt.Errorf("%s is there already: name another file, or replace it with --force", output)

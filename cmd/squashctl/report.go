@@ -93,6 +93,9 @@ func report(ctx context.Context, cmd *cli.Command) error {
 
 // writePage writes a page under its name when it is whole.
 func writePage(file string, r *adminapi.ReportResponse) error {
+	if err := replaceable(file); err != nil {
+		return err
+	}
 	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".")
 	if err != nil {
 		return err
