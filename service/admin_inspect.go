@@ -19,7 +19,7 @@ import (
 
 // Inspector is what a Backend may be as well: one that tells what it found the kernel to be able to at its start.
 type Inspector interface {
-	Capabilities() (mounts.Capabilities, mounts.Mode)
+	Capabilities() (caps mounts.Capabilities, mode mounts.Mode, compression string)
 }
 
 var _ Inspector = (*snapshotter.Snapshotter)(nil)
@@ -45,8 +45,8 @@ func (a *adminServer) Inspect(ctx context.Context, _ *adminapi.InspectRequest) (
 		Compression:       cfg.Compression,
 	}
 	if inspector, ok := a.backend.(Inspector); ok {
-		caps, mode := inspector.Capabilities()
-		reply.Mount, reply.Capabilities = string(mode), capabilityMessages(caps)
+		caps, mode, compression := inspector.Capabilities()
+		reply.Mount, reply.Compression, reply.Capabilities = string(mode), compression, capabilityMessages(caps)
 	}
 	// containerd decompresses gzip with the first of them that is there.
 	for _, name := range []string{"igzip", "unpigz"} {
@@ -66,13 +66,11 @@ func (a *adminServer) Inspect(ctx context.Context, _ *adminapi.InspectRequest) (
 }
 
 func capabilityMessages(caps mounts.Capabilities) []*adminapi.Capability {
-	return []*adminapi.Capability{
-		{Name: "file-backed", Present: caps.FileBacked, Detail: valid(caps.FileBackedReason)},
-		{Name: "loop", Present: caps.Loop, Detail: valid(caps.LoopReason)},
-		{Name: "lz4", Present: caps.LZ4, Detail: valid(caps.LZ4Reason)},
-		{Name: "zstd", Present: caps.Zstd, Detail: valid(caps.ZstdReason)},
-		{Name: "fragments", Present: caps.Fragments, Detail: valid(caps.FragmentsReason)},
+	var all []*adminapi.Capability
+	for _, c := range caps.All() {
+		all = append(all, &adminapi.Capability{Name: c.Name, Present: c.Present, Detail: valid(c.Reason)})
 	}
+	return all
 }
 
 // leadingHere are the plugins of containerd that lead to this daemon.

@@ -117,11 +117,12 @@ type Config struct {
 // diff.Applier and diff.Comparer. Two must not share a root.
 type Snapshotter struct {
 	layout
-	cfg     Config
-	ms      *storage.MetaStore
-	pack    *pack.Store
-	mounter *mounts.Mounter
-	kernel  mounts.Capabilities // as found at the start
+	cfg         Config
+	ms          *storage.MetaStore
+	pack        *pack.Store
+	mounter     *mounts.Mounter
+	kernel      mounts.Capabilities // as found at the start
+	compression string              // of contents that come in
 
 	resumed bool // New has come to its end
 
@@ -211,6 +212,7 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	if err != nil {
 		return nil, err
 	}
+	s.compression = algorithm.String()
 	if s.ms, err = s.openMetastore(); err != nil {
 		return nil, fmt.Errorf("open the metastore: %w", err)
 	}
@@ -231,7 +233,7 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	if err := s.fillReserve(); err != nil {
 		log.G(ctx).WithError(err).Warn("no space could be set aside for removals on a full disk")
 	}
-	log.G(ctx).WithFields(log.Fields{"root": s.root, "mount": string(s.mounter.Mode()), "compression": algorithm.String()}).Info("snapshotter is open")
+	log.G(ctx).WithFields(log.Fields{"root": s.root, "mount": string(s.mounter.Mode()), "compression": s.compression}).Info("snapshotter is open")
 	s.background(s.collector)
 	if s.mounter.Mode() == mounts.ModeFile {
 		s.background(s.trimmer)

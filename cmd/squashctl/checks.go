@@ -17,9 +17,13 @@ import (
 
 	adminapi "github.com/squash-snapshotter/squash/api/admin/v1"
 	"github.com/squash-snapshotter/squash/internal/containerdconfig"
+	"github.com/squash-snapshotter/squash/internal/mounts"
 )
 
-const restartContainerd = "systemctl restart containerd"
+const (
+	restartContainerd = "systemctl restart containerd"
+	mergeThen         = "squashctl install-config --write && " // before a restart
+)
 
 func checkDaemon(daemon *adminapi.InspectResponse, err error) diagnosis {
 	if err != nil {
@@ -96,6 +100,29 @@ func checkKernel(daemon *adminapi.InspectResponse) (found []diagnosis) {
 	return found
 }
 
+// probeKernel tries what the daemon would, on the file system of its usual root.
+func probeKernel(ctx context.Context) []diagnosis {
+	dir := defaultRoot
+	for {
+		if _, err := os.Stat(dir); err == nil || dir == "/" {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	caps, err := mounts.Probe(ctx, dir)
+	if err != nil {
+		return []diagnosis{{"kernel", isProblem, err.Error(), "see the error"}}
+	}
+	asked := &adminapi.InspectResponse{Mount: "loop"}
+	for _, c := range caps.All() {
+		asked.Capabilities = append(asked.Capabilities, &adminapi.Capability{Name: c.Name, Present: c.Present, Detail: c.Reason})
+		if c.Name == "file-backed" && c.Present {
+			asked.Mount = "file"
+		}
+	}
+	return checkKernel(asked)
+}
+
 // checkContainerd looks at what the running containerd has loaded.
 func checkContainerd(daemon *adminapi.InspectResponse) (found []diagnosis) {
 	if daemon.ContainerdError != "" {
@@ -127,11 +154,11 @@ func checkContainerd(daemon *adminapi.InspectResponse) (found []diagnosis) {
 	}
 	switch {
 	case snapshotter == nil:
-		found = append(found, diagnosis{"plugins", isProblem, "containerd has loaded no snapshotter that leads to this daemon", "squashctl install-config --write && " + restartContainerd})
+		found = append(found, diagnosis{"plugins", isProblem, "containerd has loaded no snapshotter that leads to this daemon", mergeThen + restartContainerd})
 	case differ == nil && slices.Contains(snapshotter.Capabilities, "rebase"):
-		found = append(found, diagnosis{"plugins", isProblem, `capability "rebase" is set without squash's differ: pulls fail`, "squashctl install-config --write && " + restartContainerd})
+		found = append(found, diagnosis{"plugins", isProblem, `capability "rebase" is set without squash's differ: pulls fail`, mergeThen + restartContainerd})
 	case differ == nil && abilities.Differ:
-		found = append(found, diagnosis{"plugins", isWarning, "squash's differ is not loaded: layers are unpacked twice", "squashctl install-config --write && " + restartContainerd})
+		found = append(found, diagnosis{"plugins", isWarning, "squash's differ is not loaded: layers are unpacked twice", mergeThen + restartContainerd})
 	case snapshotter.Root != "" && snapshotter.Root != daemon.Root:
 		found = append(found, diagnosis{"plugins", isWarning, fmt.Sprintf("containerd takes %s for the daemon's root, which is %s: the kubelet watches the wrong file system", snapshotter.Root, daemon.Root),
 			"correct exports.root of proxy_plugins." + snapshotter.Id})
@@ -173,5 +200,5 @@ func checkConfig(ctx context.Context, cmd *cli.Command, daemon *adminapi.Inspect
 	if len(found) == 0 {
 		return []diagnosis{{"configuration", isFine, "nothing is missing in " + main.Name, ""}}
 	}
-	return append(found, diagnosis{"configuration", isWarning, main.Name + " can be completed by squashctl", "squashctl install-config --write && " + restartContainerd})
+	return append(found, diagnosis{"configuration", isWarning, main.Name + " can be completed by squashctl", mergeThen + restartContainerd})
 }

@@ -103,8 +103,14 @@ const description = `The daemon, containerd-squash-grpc, must be running, and on
 Exit codes: 0 when all is well, 4 when the command could not be done; each command says what others mean.
 
 Examples:
-   squashctl fsck
-      look for damage
+   squashctl ls
+      which images are there, and what do they take up?
+   squashctl report registry.example/runner:1
+      why is this one smaller here than its layers?
+   squashctl --namespace k8s.io ls
+      ask about the images of Kubernetes
+   squashctl doctor
+      is this node set up right?
    squashctl --address /run/squash/squash.sock fsck --quick
       ask the daemon at another socket
    source <(squashctl completion bash)

@@ -87,10 +87,17 @@ func doctor(ctx context.Context, cmd *cli.Command) error {
 		found = append(found, checkContainerd(daemon)...)
 		found = append(found, checkDecompressor(daemon))
 	} else {
-		found = append(found, diagnosis{"kernel", notChecked, "the daemon tells what the kernel can do", startIt})
+		found = append(found, probeKernel(ctx)...)
 		found = append(found, diagnosis{"containerd", notChecked, "the daemon tells what containerd has loaded", startIt})
 	}
-	found = append(found, checkConfig(ctx, cmd, daemon)...)
+	config := checkConfig(ctx, cmd, daemon)
+	if len(config) == 1 && config[0].State == isFine {
+		for i := range found {
+			// What is missing in the running containerd is in its file.
+			found[i].Remedy = strings.TrimPrefix(found[i].Remedy, mergeThen)
+		}
+	}
+	found = append(found, config...)
 	if err := printDiagnoses(cmd, found); err != nil {
 		return fmt.Errorf("doctor: print: %w", err)
 	}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +18,9 @@ func TestDoctorWithoutADaemon(t *testing.T) {
 	code, out, errs := execute(t, "--address", filepath.Join(dir, "none.sock"), "doctor", "--config", filepath.Join(dir, "config.toml"))
 	if code != hasProblems || errs != "" {
 		t.Errorf("got exit code %d, %q", code, errs)
+	}
+	if os.Geteuid() == 0 && !strings.Contains(out, "kernel: file-backed") && !strings.Contains(out, "kernel: loop") {
+		t.Errorf("the kernel was not probed:\n%s", out)
 	}
 	for _, want := range []string{"the daemon is not running", "[proxy_plugins.squash]", "not checked", "install-config --write"} {
 		if !strings.Contains(out, want) {

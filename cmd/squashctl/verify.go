@@ -38,8 +38,9 @@ Exit codes:
 
 Examples:
    squashctl verify registry.example/runner:1`,
-		Flags:  []cli.Flag{platformFlag()},
-		Action: verify,
+		Flags:         []cli.Flag{platformFlag()},
+		Action:        verify,
+		ShellComplete: completeImage,
 	}
 }
 

@@ -33,6 +33,24 @@ type Capabilities struct {
 	FragmentsReason string
 }
 
+// Capability is one of them, by its name.
+type Capability struct {
+	Name    string
+	Present bool
+	Reason  string // why not, and what helps
+}
+
+// All lists them.
+func (c Capabilities) All() []Capability {
+	return []Capability{
+		{"file-backed", c.FileBacked, c.FileBackedReason},
+		{"loop", c.Loop, c.LoopReason},
+		{"lz4", c.LZ4, c.LZ4Reason},
+		{"zstd", c.Zstd, c.ZstdReason},
+		{"fragments", c.Fragments, c.FragmentsReason},
+	}
+}
+
 // Probe finds out by trying which mounts work for images in dir, an existing directory on the file system
 // that is to hold them. It mounts tiny images and reads them back. Its files have no names and its mounts
 // are attached nowhere, so that nothing of it stays, however it ends.
