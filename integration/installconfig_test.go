@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 
@@ -32,7 +33,9 @@ func TestInstallConfigTellsContainerd(t *testing.T) {
 		t.Fatal("containerd has squash without being told")
 	}
 	doctor := []string{"doctor", "--config", n.ContainerdConfigFile()}
-	if out, _ := squashctl(t, n, 2, doctor...); !strings.Contains(out, "containerd has loaded no snapshotter") || !strings.Contains(out, "proxy_plugins.squash is missing") {
+	before, _ := squashctl(t, n, 2, doctor...)
+	golden(t, "doctor-before.txt", anyMachine(n, before))
+	if out := before; !strings.Contains(out, "containerd has loaded no snapshotter") || !strings.Contains(out, "proxy_plugins.squash is missing") {
 		t.Errorf("doctor does not find what is wrong\n%s", out)
 	}
 	args := []string{"install-config", "--config", n.ContainerdConfigFile()}
@@ -40,6 +43,7 @@ func TestInstallConfigTellsContainerd(t *testing.T) {
 	if !strings.Contains(out, "+    root = \""+n.DaemonRoot()+"\"") {
 		t.Errorf("the daemon's root is not in\n%s", out)
 	}
+	golden(t, "install-config.txt", anyMachine(n, out))
 	squashctl(t, n, 0, append(args, "--write")...)
 	if err := n.StopContainerd(); err != nil {
 		t.Fatal(err)
@@ -57,5 +61,24 @@ func TestInstallConfigTellsContainerd(t *testing.T) {
 	if err != nil || code > 1 {
 		t.Errorf("doctor afterwards: got exit code %d, %v, %s\n%s", code, err, stderr, stdout)
 	}
-	t.Log(stdout)
+	golden(t, "doctor-after.txt", anyMachine(n, stdout))
+}
+
+// anyMachine leaves out of what squashctl prints about a node what is of this machine alone.
+func anyMachine(n *node.Node, out string) string {
+	out = strings.ReplaceAll(out, n.Dir(), "/NODE")
+	out = regexp.MustCompile(`version [^\s,]+`).ReplaceAllString(out, "version V")
+	out = regexp.MustCompile(`pid \d+, mount \w+, compression \w+`).ReplaceAllString(out, "pid N, mount M, compression C")
+	out = regexp.MustCompile(`[0-9.]+ [kMGTP]?B of [0-9.]+ [kMGTP]?B are free`).ReplaceAllString(out, "N of N are free")
+	var kept []string
+	skip := false
+	for line := range strings.Lines(out) {
+		if !strings.HasPrefix(line, " ") { // else it goes with the one before
+			skip = strings.HasPrefix(line, "kernel") || strings.HasPrefix(line, "decompressor")
+		}
+		if !skip {
+			kept = append(kept, strings.TrimRight(line, " \n")+"\n")
+		}
+	}
+	return strings.Join(kept, "")
 }

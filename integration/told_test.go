@@ -124,6 +124,11 @@ func TestSquashctlTellsOfImages(t *testing.T) {
 		}
 	}
 
+	out, _ = squashctl(t, n, 0, "verify", ref)
+	golden(t, "verify.txt", out)
+	out, _ = squashctl(t, n, 0, "export", "--compression", "none", "-o", filepath.Join(t.TempDir(), "image.tar"), ref)
+	golden(t, "export.txt", out)
+
 	// A second image, of the same base, that has a container.
 	base, err := img.Layers()
 	if err != nil {
