@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -75,6 +76,33 @@ func checkRoot(root string) diagnosis {
 		return diagnosis{"root", isWarning, detail, "remove images, or enlarge the file system"}
 	}
 	return diagnosis{"root", isFine, detail, ""}
+}
+
+// checkState looks at whether a reboot empties the directory of mount points, as it has to.
+func checkState(state string) diagnosis {
+	var st unix.Statfs_t
+	if err := unix.Statfs(state, &st); err != nil {
+		return diagnosis{"state", notChecked, fmt.Sprintf("%s: %v", state, err), ""}
+	}
+	if st.Type != unix.TMPFS_MAGIC {
+		return diagnosis{"state", isWarning, state + " is not on a tmpfs: nobody may empty it at a reboot", `put "state" of the daemon's configuration below /run`}
+	}
+	return diagnosis{"state", isFine, state, ""}
+}
+
+// socketUnit is what starts the daemon, and holds its socket while it is restarted.
+const socketUnit = "containerd-squash-grpc.socket"
+
+// checkUnit asks systemd, which runs if there is the directory running, whether it starts the daemon after a reboot.
+func checkUnit(ctx context.Context, running string) []diagnosis {
+	if _, err := os.Stat(running); err != nil {
+		return nil // somebody else looks after the daemon
+	}
+	out, err := exec.CommandContext(ctx, "systemctl", "is-enabled", socketUnit).CombinedOutput()
+	if state := strings.TrimSpace(string(out)); err != nil {
+		return []diagnosis{{"unit", isWarning, fmt.Sprintf("%s is not started by systemd after a reboot: %s", socketUnit, cmp.Or(state, err.Error())), "systemctl enable --now " + socketUnit}}
+	}
+	return []diagnosis{{"unit", isFine, socketUnit + " is enabled", ""}}
 }
 
 // lost is what squash does without when the kernel lacks a capability.

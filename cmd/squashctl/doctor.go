@@ -81,8 +81,9 @@ func doctor(ctx context.Context, cmd *cli.Command) error {
 	}
 	found = append(found, checkDaemon(daemon, err))
 	found = append(found, checkSocket(strings.TrimPrefix(address, "unix://")))
+	found = append(found, checkUnit(ctx, "/run/systemd/system")...)
 	if err == nil {
-		found = append(found, checkRoot(daemon.Root))
+		found = append(found, checkRoot(daemon.Root), checkState(daemon.State))
 		found = append(found, checkKernel(daemon)...)
 		found = append(found, checkContainerd(daemon)...)
 		found = append(found, checkDecompressor(daemon))

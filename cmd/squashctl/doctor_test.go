@@ -49,3 +49,33 @@ func TestDoctorLooksAtContainerd(t *testing.T) {
 		}
 	}
 }
+
+func TestDoctorLooksAtTheUnit(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	if found := checkUnit(t.Context(), filepath.Join(dir, "none")); found != nil {
+		t.Errorf("without systemd: got %+v", found)
+	}
+	for script, want := range map[string]string{"exit 0": isFine, "echo disabled; exit 1": isWarning} {
+		script = "#!/bin/sh\n[ \"$*\" = \"is-enabled containerd-squash-grpc.socket\" ] || exit 9\n" + script + "\n"
+		if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		found := checkUnit(t.Context(), dir)
+		if len(found) != 1 || found[0].State != want || want == isWarning && !strings.Contains(found[0].Detail, "reboot: disabled") {
+			t.Errorf("got %+v, want %s", found, want)
+		}
+	}
+}
+
+func TestDoctorLooksAtTheState(t *testing.T) {
+	if d := checkState("/dev/shm"); d.State != isFine {
+		t.Errorf("on a tmpfs: got %+v", d)
+	}
+	if d := checkState("/proc"); d.State != isWarning || d.Remedy == "" {
+		t.Errorf("on no tmpfs: got %+v", d)
+	}
+	if d := checkState(filepath.Join(t.TempDir(), "none")); d.State != notChecked {
+		t.Errorf("where nothing is: got %+v", d)
+	}
+}
