@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	adminapi "github.com/squash-snapshotter/squash/api/admin/v1"
+	"github.com/squash-snapshotter/squash/internal/legible"
 	"github.com/squash-snapshotter/squash/internal/reportpage"
 )
 
@@ -182,9 +183,4 @@ func printReport(w io.Writer, r *adminapi.ReportResponse) error {
 const commandWidth = 80
 
 // signedSize is size for what may be less than nothing.
-func signedSize(bytes int64) string {
-	if bytes < 0 {
-		return "-" + size(uint64(-bytes))
-	}
-	return size(uint64(bytes))
-}
+func signedSize(bytes int64) string { return legible.SignedSize(bytes) }

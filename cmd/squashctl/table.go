@@ -3,10 +3,11 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/squash-snapshotter/squash/internal/legible"
 )
 
 // table lines columns up. Those whose titles begin with a blank are aligned to the right.
@@ -55,12 +56,7 @@ func (t *table) write(w io.Writer, indent int) error {
 }
 
 // percent writes a share of a whole; "-" if there is no whole.
-func percent(part, whole float64) string {
-	if whole <= 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.1f %%", 100*part/whole)
-}
+func percent(part, whole float64) string { return legible.Percent(part, whole) }
 
 // shorten cuts text to so many runes, dots at the end included.
 func shorten(text string, runes int) string {
@@ -70,23 +66,8 @@ func shorten(text string, runes int) string {
 	return text
 }
 
-// digestLength shows as much of a digest as a person needs to find it again.
-const digestLength = len("sha256:") + 12
-
-func shortDigest(digest string) string {
-	return digest[:min(len(digest), digestLength)]
-}
+// shortDigest shows as much of a digest as a person needs to find it again.
+func shortDigest(digest string) string { return legible.Digest(digest) }
 
 // command is an instruction of a Dockerfile as its author wrote it, in one line.
-func command(createdBy string) string {
-	text := strings.Join(strings.Fields(createdBy), " ")
-	text = strings.TrimSuffix(text, " # buildkit")
-	if shell, ok := strings.CutPrefix(text, "/bin/sh -c "); ok {
-		if nop, ok := strings.CutPrefix(shell, "#(nop) "); ok {
-			return printable(strings.TrimSpace(nop))
-		}
-		text = "RUN " + shell
-	}
-	text = strings.Replace(text, "RUN /bin/sh -c ", "RUN ", 1)
-	return printable(text)
-}
+func command(createdBy string) string { return legible.Command(createdBy) }
