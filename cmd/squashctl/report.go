@@ -104,8 +104,7 @@ func writePage(file string, r *adminapi.ReportResponse) error {
 	defer os.Remove(f.Name())
 	defer f.Close()
 	buffer := bufio.NewWriter(f)
-	words := reportpage.Words{Size: size, Name: printable, Command: command, Version: shownVersion()}
-	if err := reportpage.Write(buffer, r, words); err != nil {
+	if err := reportpage.Write(buffer, r); err != nil {
 		return err
 	}
 	if err := errors.Join(buffer.Flush(), f.Chmod(0o644), f.Close()); err != nil {

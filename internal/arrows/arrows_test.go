@@ -37,6 +37,7 @@ var rules = []struct {
 	{"api", "", "other projects may speak the API, and need nothing of how it is served"},
 	{"cmd/squashctl", "snapshotter", "the operator's tool asks the daemon and does not touch the store beside it"},
 	{"cmd/squashctl", "service", "the operator's tool needs the API alone"},
+	{"service", "internal/reportpage", "the operator's tool makes the page, from what the API says"},
 	{"", "cmd", "commands hold flags and signals; what others need belongs into a package"},
 	{"internal/failpoint", "", "it is called from everywhere"},
 	{"", "internal/treetest", "test support must not get into what is shipped"},
