@@ -59,8 +59,9 @@ packages:
 	 command -v chromium >/dev/null || missing="$$missing chromium"; \
 	 if [ -n "$$missing" ] && command -v apt-get >/dev/null; then \
 	   apt="env DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -qq"; \
-	   $$apt install -y $$missing >/dev/null 2>&1 || \
-	   { $$apt update && $$apt install -y $$missing; } >/dev/null 2>&1 || true; \
+	   for p in $$missing; do \
+	     $$apt install -y $$p >/dev/null 2>&1 || { $$apt update && $$apt install -y $$p; } >/dev/null 2>&1 || true; \
+	   done; \
 	 fi; \
 	 for p in fsck.erofs:erofs-utils mkfs.xfs:xfsprogs chromium:chromium; do \
 	   command -v $${p%:*} >/dev/null || echo "$${p%:*} is missing (package $${p#*:}): the tests that want it are skipped"; \
