@@ -142,10 +142,19 @@ func TestMapIsZoomed(t *testing.T) {
 	}
 	p.run(chromedp.Click(chromedp.CSS(`#crumbs li:nth-child(2) button`)))
 	expect("breadcrumb", "/ usr", "1.0 GB, ")
-	p.run(chromedp.Click(chromedp.CSS(`#crumbs li:nth-child(1) button`)))
+	p.run(chromedp.Focus(chromedp.CSS(`#crumbs li:nth-child(1) button`)), chromedp.KeyEvent(kb.Enter))
 	expect("breadcrumb to the root", "/", "2.0 GB, ")
 	if got := value[string](p, focused); !strings.HasPrefix(got, "/usr: ") {
 		t.Errorf("back at the root, %q has the focus, want the directory where one comes from", got)
+	}
+
+	// A directory that has the focus does not cover what is in it.
+	if got := value[bool](p, `(() => {
+		map.scrollIntoView({behavior: "instant"});
+		const b = document.activeElement, r = b.getBoundingClientRect();
+		return b.matches(":focus-visible") && document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2).closest("button") !== b;
+	})()`); !got {
+		t.Error("the directory with the focus covers what is in it, or shows no focus")
 	}
 
 	p.run(chromedp.KeyEvent(kb.Enter))
