@@ -24,6 +24,15 @@ const (
 // Image puts layers, bottom first, into an image for this machine's architecture that runs the guest program.
 // Docker has no media type for zstd; such a layer keeps the OCI one.
 func Image(f Family, layers ...v1.Layer) (v1.Image, error) {
+	titled := make([]Titled, len(layers))
+	for i, l := range layers {
+		titled[i] = Titled{Title: fmt.Sprintf("layer %d", i+1), Layer: l}
+	}
+	return TitledImage(f, titled)
+}
+
+// TitledImage is Image for layers whose titles are to be in the image's history, as the commands that made them.
+func TitledImage(f Family, layers []Titled) (v1.Image, error) {
 	manifest, config := types.OCIManifestSchema1, types.OCIConfigJSON
 	if f == Docker {
 		manifest, config = types.DockerManifestSchema2, types.DockerConfigJSON
@@ -43,7 +52,7 @@ func Image(f Family, layers ...v1.Layer) (v1.Image, error) {
 		return nil, fmt.Errorf("image config: %w", err)
 	}
 	for i, l := range layers {
-		media, err := l.MediaType()
+		media, err := l.Layer.MediaType()
 		if err != nil {
 			return nil, err
 		}
@@ -56,9 +65,9 @@ func Image(f Family, layers ...v1.Layer) (v1.Image, error) {
 			}
 		}
 		img, err = mutate.Append(img, mutate.Addendum{
-			Layer:     l,
+			Layer:     l.Layer,
 			MediaType: media,
-			History:   v1.History{Created: v1.Time{Time: Epoch}, CreatedBy: fmt.Sprintf("layer %d", i+1)},
+			History:   v1.History{Created: v1.Time{Time: Epoch}, CreatedBy: l.Title},
 		})
 		if err != nil {
 			return nil, fmt.Errorf("append layer %d: %w", i+1, err)

@@ -21,8 +21,6 @@ import (
 	"syscall"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"github.com/squash-snapshotter/squash/integration/binaries"
 	"github.com/squash-snapshotter/squash/integration/images"
 	"github.com/squash-snapshotter/squash/integration/measure"
@@ -47,6 +45,7 @@ type demo struct {
 	out     io.Writer
 	started time.Time
 	only    string
+	told    string // by squashctl
 }
 
 // result is one row of the table.
@@ -101,11 +100,7 @@ func (d *demo) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	stack := make([]v1.Layer, len(layers))
-	for i, l := range layers {
-		stack[i] = l.Layer
-	}
-	img, err := images.Image(images.OCI, stack...)
+	img, err := images.TitledImage(images.OCI, layers)
 	if err != nil {
 		return err
 	}
@@ -139,6 +134,9 @@ func (d *demo) run(ctx context.Context) error {
 		results = append(results, r)
 	}
 	d.table(results, replayed.Savings)
+	if d.told != "" {
+		fmt.Fprintf(d.out, "What squashctl says of it:\n\n%s\n", d.told)
+	}
 	d.say("done, everything is cleaned up")
 	return nil
 }
@@ -195,6 +193,32 @@ func (d *demo) measure(ctx context.Context, bin *binaries.Set, r *result, ref, w
 	}
 	r.verify = time.Since(start)
 	d.say("%s:   as the layers say: %s", r.snapshotter, strings.TrimSpace(out))
+	if r.snapshotter == node.Squash {
+		return d.tell(ctx, bin, n, ref)
+	}
+	return nil
+}
+
+// tell asks squashctl about the image: why it got smaller, whether it is what the layers say, and for one layer of it.
+func (d *demo) tell(ctx context.Context, bin *binaries.Set, n *node.Node, ref string) error {
+	var told strings.Builder
+	for _, args := range [][]string{
+		{"report", "--rows", "5", ref},
+		{"verify", ref},
+		{"export", "-o", filepath.Join(n.Dir(), "one-layer.tar"), ref},
+	} {
+		d.say("%s:   squashctl %s", node.Squash, args[0])
+		start := time.Now()
+		out, errs, code, err := n.Squashctl(ctx, bin.Squashctl, args...)
+		if err == nil && code != 0 {
+			err = fmt.Errorf("exit code %d\n%s", code, errs)
+		}
+		if err != nil {
+			return fmt.Errorf("squashctl %s: %w", args[0], err)
+		}
+		fmt.Fprintf(&told, "squashctl %s (%s)\n\n%s\n", args[0], measure.Seconds(time.Since(start)), strings.TrimSpace(out)+"\n")
+	}
+	d.told = told.String()
 	return nil
 }
 
