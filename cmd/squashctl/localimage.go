@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -104,7 +105,13 @@ func (l *localImage) archive(ctx context.Context, w io.Writer, name string, forD
 	} else {
 		opts = append(opts, archive.WithSkipDockerManifest())
 	}
-	if err := archive.Export(ctx, l.store, w, opts...); err != nil {
+	// Export does not tell whether the end of the archive could be written; the buffer keeps the first error.
+	b := bufio.NewWriterSize(w, 1<<20)
+	err := archive.Export(ctx, l.store, b, opts...)
+	if err == nil {
+		err = b.Flush()
+	}
+	if err != nil {
 		return fmt.Errorf("write the archive: %w", err)
 	}
 	return nil
