@@ -219,7 +219,7 @@ func TestExportIsReproducible(t *testing.T) {
 func TestExportOfSeveralPlatforms(t *testing.T) {
 	n := startNode(t, squash)
 	index := mutate.IndexMediaType(empty.Index, "application/vnd.oci.image.index.v1+json")
-	for _, p := range []v1.Platform{{OS: "linux", Architecture: runtime.GOARCH}, {OS: "linux", Architecture: "riscv64"}, {OS: "linux", Architecture: "s390x"}, {OS: "unknown", Architecture: "unknown"}} {
+	for _, p := range []v1.Platform{{OS: "linux", Architecture: "riscv64"}, {OS: "linux", Architecture: runtime.GOARCH}, {OS: "linux", Architecture: "s390x"}, {OS: "unknown", Architecture: "unknown"}} {
 		img := image(t, images.OCI, layer(t, func(w *images.LayerWriter) error {
 			return first(w.Dir("etc", 0o755), w.File("etc/arch", 0o644, []byte(p.Architecture)))
 		}), layer(t, func(w *images.LayerWriter) error { return w.File("etc/second", 0o644, []byte("2")) }))
@@ -248,7 +248,7 @@ func TestExportOfSeveralPlatforms(t *testing.T) {
 	}
 	dir := t.TempDir()
 	r := export(t, n, "--type", "oci-dir", "-o", filepath.Join(dir, "all"), ref)
-	if len(r.Platforms) != 2 || r.Platforms[0].Platform != "linux/"+runtime.GOARCH || strings.Join(r.LeftOut, " ") != "linux/s390x attestation" {
+	if len(r.Platforms) != 2 || r.Platforms[0].Platform != "linux/riscv64" || r.Platforms[1].Platform != "linux/"+runtime.GOARCH || strings.Join(r.LeftOut, " ") != "linux/s390x attestation" {
 		t.Errorf("got %+v", r)
 	}
 	got, err := layout.ImageIndexFromPath(filepath.Join(dir, "all"))
@@ -266,7 +266,7 @@ func TestExportOfSeveralPlatforms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if manifest, err = inner.IndexManifest(); err != nil || len(manifest.Manifests) != 2 || manifest.Manifests[1].Platform.Architecture != "riscv64" {
+	if manifest, err = inner.IndexManifest(); err != nil || len(manifest.Manifests) != 2 || manifest.Manifests[0].Platform.Architecture != "riscv64" {
 		t.Errorf("got %+v, %v", manifest, err)
 	}
 	r = export(t, n, "--platform", "linux/riscv64", "--store", ref+"-riscv64", ref)
@@ -279,6 +279,9 @@ func TestExportOfSeveralPlatforms(t *testing.T) {
 	_, errs := squashctl(t, n, 4, "export", "--platform", "linux/s390x", "-o", filepath.Join(dir, "none"), ref)
 	if !strings.Contains(errs, "linux/s390x") {
 		t.Errorf("got %q", errs)
+	}
+	if _, errs := squashctl(t, n, 4, "export", "--type", "docker-archive", "-o", filepath.Join(dir, "none"), ref); !strings.Contains(errs, "choose one with --platform") {
+		t.Errorf("two platforms in an archive of one: got %q", errs)
 	}
 	noLeftovers(t, dir, "all")
 }

@@ -3,6 +3,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -96,6 +97,8 @@ func (e *export) run(ctx context.Context, all []*nodeImage, onePlatform bool) (*
 	if onePlatform || !images.IsIndexType(all[0].Target.MediaType) {
 		all = all[:1]
 	}
+	// As the image has them, whatever fits this machine best: all machines give the same index.
+	slices.SortFunc(all, func(a, b *nodeImage) int { return cmp.Compare(a.Place, b.Place) })
 	for _, image := range all {
 		manifest, err := e.platform(ctx, image, result)
 		if err != nil {

@@ -56,6 +56,7 @@ type nodeImage struct {
 	Name      string
 	Target    ocispec.Descriptor // what the name refers to: an index or a manifest
 	Manifest  ocispec.Descriptor
+	Place     int // among the image's manifests that are here, as its index has them
 	Body      ocispec.Manifest
 	Layers    []ocispec.Descriptor // blobs, the bottom one first
 	Config    ocispec.Image
@@ -272,7 +273,7 @@ func (n *nodeImages) manifests(ctx context.Context, namespace string, image *ima
 		if err != nil {
 			return nil, err
 		}
-		i.Namespace, i.Name, i.Target = namespace, image.Name, target
+		i.Namespace, i.Name, i.Target, i.Place = namespace, image.Name, target, len(found)
 		found = append(found, i)
 		return nil, nil
 	}), target)

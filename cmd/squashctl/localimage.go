@@ -97,6 +97,9 @@ func (l *localImage) target() ocispec.Descriptor {
 func (l *localImage) archive(ctx context.Context, w io.Writer, name string, forDocker bool) error {
 	opts := []archive.ExportOpt{archive.WithManifest(l.target(), name), archive.WithAllPlatforms()}
 	if forDocker {
+		if n := len(l.result.Platforms); n != 1 {
+			return fmt.Errorf("a %s holds one platform, and the image has %d: choose one with --platform", dockerArchive, n)
+		}
 		p, err := platforms.Parse(l.result.Platforms[0].Platform)
 		if err != nil {
 			return fmt.Errorf("platform: %w", err)
