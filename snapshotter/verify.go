@@ -94,10 +94,22 @@ func (s *Snapshotter) Verify(ctx context.Context, name string, layers []BlobLaye
 	}
 	defer root.Close()
 	names := tree.Names()
-	if v.Counts, v.Difference, err = verify.Compare(ctx, tree, root, func(n uint64) { progress("image", n, names) }); err != nil {
+	if v.Counts, v.Difference, err = verify.Compare(ctx, tree, root, s.fromBlobs(ids), func(n uint64) { progress("image", n, names) }); err != nil {
 		return v, fmt.Errorf("verify %s: %w", name, err)
 	}
 	return v, nil
+}
+
+// fromBlobs tells whether all layers were taken in from blobs, and none from an
+// upper directory into which another differ wrote: that one's directories have the
+// moment of the unpack where a layer implies them.
+func (s *Snapshotter) fromBlobs(ids []string) bool {
+	for _, id := range ids {
+		if _, err := s.readSource(id); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // hashing is a store that keeps nothing.

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/pkg/testutil"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -237,5 +239,26 @@ func TestVerifyWithoutTheBlobs(t *testing.T) {
 	}
 	if _, err := s.Verify(t.Context(), top, blobLayers(layers[:1]), noProgress); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("another number of layers: got %v", err)
+	}
+}
+
+// Directories that no layer states have the moment of their unpack if another differ made them. That is all that is not
+// compared then.
+func TestVerifyOfAnotherDiffersLayers(t *testing.T) {
+	testutil.RequiresRoot(t)
+	blobs := newBlobs()
+	s := open(t, blobs)
+	layers := [][]byte{treetest.Layer(treetest.File("implied/file", "content"), treetest.Dir("stated"))}
+	other := [][]byte{treetest.Layer(treetest.File("implied/file", "content"), treetest.Dir("stated", treetest.Mtime(5, 5)))}
+	blobs.add(other[0])
+	for what, d := range map[string]diff.Applier{"ours": s, "walking": apply.NewFileSystemApplier(blobs)} {
+		t.Run(what, func(t *testing.T) {
+			top := unpack(t, s, blobs, layers, d)
+			checkVerifies(t, s, top, layers)
+			v, err := s.Verify(t.Context(), top, blobLayers(other), noProgress)
+			if err != nil || v.Difference == nil || v.Difference.Path != "stated" || v.Difference.What != "mtime" {
+				t.Errorf("got %+v, %v", v.Difference, err)
+			}
+		})
 	}
 }

@@ -35,7 +35,8 @@ func (c *comparison) metadata(p string, v *flatten.Version, dir *os.File, base s
 	if e.UID != st.Uid || e.GID != st.Gid {
 		return c.differs(p, v, "owner", fmt.Sprintf("%d:%d", e.UID, e.GID), fmt.Sprintf("%d:%d", st.Uid, st.Gid))
 	}
-	if e.Mtime != st.Mtim.Sec || int64(e.MtimeNsec) != st.Mtim.Nsec {
+	timed := c.impliedTimes || !v.Implied || e.Type != layer.TypeDir
+	if timed && (e.Mtime != st.Mtim.Sec || int64(e.MtimeNsec) != st.Mtim.Nsec) {
 		return c.differs(p, v, "mtime", fmt.Sprintf("%d.%09d", e.Mtime, e.MtimeNsec), fmt.Sprintf("%d.%09d", st.Mtim.Sec, st.Mtim.Nsec))
 	}
 	switch e.Type {

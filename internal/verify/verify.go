@@ -46,8 +46,11 @@ type Difference struct {
 
 // Compare compares what a tree shows with a directory, until the first
 // difference. named is called with the number of names that were compared.
-func Compare(ctx context.Context, tree *flatten.Tree, root *os.File, named func(uint64)) (Counts, *Difference, error) {
-	c := comparison{named: named, first: map[uint64]string{}, buf: make([]byte, 1<<20)}
+//
+// impliedTimes: the times of directories that no layer states are compared, too.
+// They are those of the merge only if nobody else made these directories.
+func Compare(ctx context.Context, tree *flatten.Tree, root *os.File, impliedTimes bool, named func(uint64)) (Counts, *Difference, error) {
+	c := comparison{named: named, impliedTimes: impliedTimes, first: map[uint64]string{}, buf: make([]byte, 1<<20)}
 	defer c.close()
 	if err := c.push("", root); err != nil {
 		return c.Counts, nil, err
@@ -81,6 +84,9 @@ func (d *difference) Error() string { return d.Path + ": " + d.What }
 type comparison struct {
 	Counts
 	named func(uint64)
+
+	impliedTimes bool
+
 	dirs  []directory       // on the way to the current name
 	first map[uint64]string // of inodes with several names: the path met first
 	buf   []byte
