@@ -35,11 +35,26 @@ func Config(original []byte, manifest, diffID digest.Digest) ([]byte, error) {
 	if fields == nil {
 		return nil, fmt.Errorf("config: it is no object: %w", errdefs.ErrInvalidArgument)
 	}
-	history := make([]ocispec.History, 0, len(known.History)+1)
-	for _, h := range known.History {
-		h.EmptyLayer = true
+	var parts struct {
+		History []map[string]json.RawMessage `json:"history"`
+		RootFS  map[string]json.RawMessage   `json:"rootfs"`
+	}
+	if err := json.Unmarshal(original, &parts); err != nil {
+		return nil, fmt.Errorf("config: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	history := make([]any, 0, len(parts.History)+1)
+	for _, h := range parts.History {
+		if h == nil {
+			h = map[string]json.RawMessage{}
+		}
+		h["empty_layer"] = json.RawMessage("true")
 		history = append(history, h)
 	}
+	rootfs := map[string]any{}
+	for name, value := range parts.RootFS {
+		rootfs[name] = value
+	}
+	rootfs["type"], rootfs["diff_ids"] = "layers", []digest.Digest{diffID}
 	layers := "1 layer"
 	if n := len(known.RootFS.DiffIDs); n != 1 {
 		layers = fmt.Sprintf("%d layers", n)
@@ -51,7 +66,7 @@ func Config(original []byte, manifest, diffID digest.Digest) ([]byte, error) {
 	})
 	for name, value := range map[string]any{
 		"history": history,
-		"rootfs":  ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diffID}},
+		"rootfs":  rootfs,
 	} {
 		data, err := json.Marshal(value)
 		if err != nil {

@@ -20,14 +20,14 @@ func TestConfigKeepsWhatItDoesNotConcern(t *testing.T) {
 		{"all kinds of fields",
 			`{"os":"linux","architecture":"arm64","variant":"v8","created":"2026-01-02T03:04:05.000000006Z","author":"me","x-own":{"b":1,"a":[2]},` +
 				`"config":{"Healthcheck":{"Test":["CMD","x"]},"OnBuild":["RUN y"],"Labels":{"l":"<v>"}},` +
-				`"rootfs":{"type":"layers","diff_ids":["` + digest.FromString("a").String() + `","` + digest.FromString("b").String() + `"]},` +
-				`"history":[{"created_by":"ADD"},{"created_by":"ENV","empty_layer":true},{"created_by":"RUN","comment":"c"}]}`,
+				`"rootfs":{"type":"layers","diff_ids":["` + digest.FromString("a").String() + `","` + digest.FromString("b").String() + `"],"own":true},` +
+				`"history":[{"created_by":"ADD","own":1},{"created_by":"ENV","empty_layer":true},{"created_by":"RUN","comment":"c"}]}`,
 			`{"architecture":"arm64","author":"me","config":{"Healthcheck":{"Test":["CMD","x"]},"OnBuild":["RUN y"],"Labels":{"l":"\u003cv\u003e"}},"created":"2026-01-02T03:04:05.000000006Z",` +
-				`"history":[{"created_by":"ADD","empty_layer":true},{"created_by":"ENV","empty_layer":true},{"created_by":"RUN","comment":"c","empty_layer":true},` +
+				`"history":[{"created_by":"ADD","empty_layer":true,"own":1},{"created_by":"ENV","empty_layer":true},{"comment":"c","created_by":"RUN","empty_layer":true},` +
 				`{"created":"2026-01-02T03:04:05.000000006Z","created_by":"squashctl export","comment":"2 layers of ` + manifest.String() + ` as one"}],"os":"linux",` +
-				`"rootfs":{"type":"layers","diff_ids":["` + diffID.String() + `"]},"variant":"v8","x-own":{"b":1,"a":[2]}}`},
+				`"rootfs":{"diff_ids":["` + diffID.String() + `"],"own":true,"type":"layers"},"variant":"v8","x-own":{"b":1,"a":[2]}}`},
 		{"nothing but a layer", `{"rootfs":{"diff_ids":["` + digest.FromString("a").String() + `"]}}`,
-			`{"history":[{"created_by":"squashctl export","comment":"1 layer of ` + manifest.String() + ` as one"}],"rootfs":{"type":"layers","diff_ids":["` + diffID.String() + `"]}}`},
+			`{"history":[{"created_by":"squashctl export","comment":"1 layer of ` + manifest.String() + ` as one"}],"rootfs":{"diff_ids":["` + diffID.String() + `"],"type":"layers"}}`},
 	} {
 		got, err := Config([]byte(c.original), manifest, diffID)
 		if err != nil || string(got) != c.want {
