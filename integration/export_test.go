@@ -56,8 +56,14 @@ func TestExportedImageShowsTheSame(t *testing.T) {
 	archive := filepath.Join(dir, "oci.tar")
 	export(t, n, "-o", archive, ref)
 	ctr(t, other, "image", "import", "--snapshotter", node.Overlayfs, archive)
-	checkContainer(t, other, overlayfs, ref, "oci", img)
-	ctr(t, other, "image", "rm", "--sync", ref)
+	checkContainer(t, other, overlayfs, ref+"-squashed", "oci", img)
+	ctr(t, other, "image", "rm", "--sync", ref+"-squashed")
+	// Where the original is, its name stays its own.
+	before := ctr(t, n, "image", "ls", "name=="+ref)
+	ctr(t, n, "image", "import", "--snapshotter", node.Squash, archive)
+	if after := ctr(t, n, "image", "ls", "name=="+ref); after != before {
+		t.Errorf("the image became\n%s\nand was\n%s", after, before)
+	}
 
 	archive = filepath.Join(dir, "docker.tar")
 	export(t, n, "--type", "docker-archive", "--compression", "none", "-o", archive, ref)
@@ -69,7 +75,7 @@ func TestExportedImageShowsTheSame(t *testing.T) {
 		t.Error(err)
 	}
 	ctr(t, other, "image", "import", "--snapshotter", node.Overlayfs, archive)
-	checkContainer(t, other, overlayfs, ref, "docker", img)
+	checkContainer(t, other, overlayfs, ref+"-squashed", "docker", img)
 
 	folder := filepath.Join(dir, "layout")
 	r := export(t, n, "--type", "oci-dir", "-o", folder, ref)

@@ -3,10 +3,13 @@
 package main
 
 import (
+	"context"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/urfave/cli/v3"
 
 	"github.com/squash-snapshotter/squash/service"
 )
@@ -47,7 +50,7 @@ func TestCommandLine(t *testing.T) {
 		{"export to nowhere", []string{"export", "a"}, notDone, "one of -o FILE, --store REF and --push REF"},
 		{"export to two places", []string{"export", "-o", "f", "--store", "r", "a"}, notDone, "one of -o FILE"},
 		{"export of an unknown type", []string{"export", "-o", "f", "--type", "zip", "a"}, notDone, `--type "zip"`},
-		{"type without a file", []string{"export", "--store", "r", "--type", "oci-dir", "a"}, notDone, "--type goes with -o FILE"},
+		{"type without a file", []string{"export", "--store", "r", "--type", "oci-dir", "a"}, notDone, "--type and --name go with -o FILE"},
 		{"directory to standard output", []string{"export", "-o", "-", "--type", "oci-dir", "a"}, notDone, "a directory cannot go to standard output"},
 		{"argument of fsck", []string{"fsck", "image"}, notDone, `unexpected argument "image"`},
 		{"unknown format", []string{"fsck", "--format", "xml"}, notDone, `--format "xml": must be table or json`},
@@ -93,5 +96,27 @@ func TestCompletion(t *testing.T) {
 func TestDefaultAddressIsThatOfTheDaemon(t *testing.T) {
 	if want := service.DefaultConfig().Address; defaultAddress != want {
 		t.Errorf("got %s, want %s", defaultAddress, want)
+	}
+}
+
+func TestNameInAnExportedFile(t *testing.T) {
+	for image, want := range map[string]string{
+		"registry.example/a:1":                  "registry.example/a:1-squashed",
+		"registry.example:5000/a":               "registry.example:5000/a:squashed",
+		"registry.example:5000/a:1@sha256:0123": "registry.example:5000/a:1-squashed",
+		"registry.example/a@sha256:0123":        "registry.example/a:squashed",
+	} {
+		command := exportCommand()
+		var got string
+		command.Action = func(_ context.Context, cmd *cli.Command) error {
+			got = nameInFile(cmd)
+			return nil
+		}
+		if err := command.Run(t.Context(), []string{"export", image}); err != nil || got != want {
+			t.Errorf("%s: got %s, %v, want %s", image, got, err, want)
+		}
+		if err := command.Run(t.Context(), []string{"export", "--name", "other", image}); err != nil || got != "other" {
+			t.Errorf("%s with a name: got %s, %v", image, got, err)
+		}
 	}
 }

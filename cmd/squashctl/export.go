@@ -44,7 +44,7 @@ Exit codes:
 
 Examples:
    squashctl export -o runner.tar registry.example/runner:1
-      an OCI archive
+      an OCI archive; ctr image import makes registry.example/runner:1-squashed of it
    squashctl export --type docker-archive -o runner.tar registry.example/runner:1 && docker load < runner.tar
       for Docker
    squashctl export --store registry.example/runner:1-flat registry.example/runner:1
@@ -55,6 +55,7 @@ Examples:
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write to `FILE`"},
 			&cli.StringFlag{Name: "store", Usage: "keep it in containerd as `REF`"},
 			&cli.StringFlag{Name: "push", Usage: "upload it as `REF`"},
+			&cli.StringFlag{Name: "name", Usage: "call the image `REF` in FILE; if it is not said, it is the image's name with -squashed at its tag"},
 			&cli.StringFlag{Name: "type", Value: ociArchive, Usage: "write a `TYPE` of file: oci-archive, docker-archive, oci-dir"},
 			&cli.StringFlag{Name: "compression", Value: "gzip", Usage: "compress the layer with `METHOD`: gzip, zstd, none"},
 			&cli.BoolFlag{Name: "force", Usage: "replace FILE if it is there"},
@@ -92,8 +93,8 @@ func export(ctx context.Context, cmd *cli.Command) error {
 		return usageError{errors.New("one of -o FILE, --store REF and --push REF says where to")}
 	case kind != ociArchive && kind != dockerArchive && kind != ociDir:
 		return usageError{fmt.Errorf("--type %q: must be %s, %s or %s", kind, ociArchive, dockerArchive, ociDir)}
-	case cmd.IsSet("type") && output == "":
-		return usageError{errors.New("--type goes with -o FILE")}
+	case (cmd.IsSet("type") || cmd.IsSet("name")) && output == "":
+		return usageError{errors.New("--type and --name go with -o FILE")}
 	case output == "-" && kind == ociDir:
 		return usageError{errors.New("a directory cannot go to standard output")}
 	}
@@ -114,7 +115,7 @@ func export(ctx context.Context, cmd *cli.Command) error {
 			return usageError{errors.New("standard output is a terminal: redirect it, or name a file")}
 		}
 		result, err = exportTo(ctx, cmd, req, os.TempDir(), func(l *localImage) error {
-			return l.archive(ctx, cmd.Root().Writer, image.Name, kind == dockerArchive)
+			return l.archive(ctx, cmd.Root().Writer, nameInFile(cmd), kind == dockerArchive)
 		})
 	default:
 		result, err = exportFile(ctx, cmd, req, output, kind)
@@ -123,6 +124,18 @@ func export(ctx context.Context, cmd *cli.Command) error {
 		return fmt.Errorf("export: %w", err)
 	}
 	return printExport(cmd, result)
+}
+
+// nameInFile is not that of the image: whoever imports the file where that is would take its name from it.
+func nameInFile(cmd *cli.Command) string {
+	if name := cmd.String("name"); name != "" {
+		return name
+	}
+	name, _, _ := strings.Cut(cmd.Args().First(), "@")
+	if tag := strings.LastIndex(name, ":"); tag > strings.LastIndex(name, "/") {
+		return name + "-squashed"
+	}
+	return name + ":squashed"
 }
 
 // exportFile writes a file or directory, which has its name only when it is whole.
@@ -141,7 +154,7 @@ func exportFile(ctx context.Context, cmd *cli.Command, req *adminapi.ExportReque
 	}
 	return exportTo(ctx, cmd, req, filepath.Dir(output), func(l *localImage) error {
 		if kind == ociDir {
-			return l.directory(output, req.Image.Name)
+			return l.directory(output, nameInFile(cmd))
 		}
 		f, err := os.CreateTemp(filepath.Dir(output), "."+filepath.Base(output)+".")
 		if err != nil {
@@ -149,7 +162,7 @@ func exportFile(ctx context.Context, cmd *cli.Command, req *adminapi.ExportReque
 		}
 		defer os.Remove(f.Name())
 		defer f.Close()
-		if err := l.archive(ctx, f, req.Image.Name, kind == dockerArchive); err != nil {
+		if err := l.archive(ctx, f, nameInFile(cmd), kind == dockerArchive); err != nil {
 			return err
 		}
 		if err := errors.Join(f.Chmod(0o644), f.Sync(), f.Close()); err != nil {

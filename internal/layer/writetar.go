@@ -20,7 +20,7 @@ import (
 // attributes that belong to the host.
 type TarWriter struct {
 	tw     *tar.Writer
-	whole  bool      // the layer is all of an image
+	whole  bool      // the layer is all of an image, root included
 	latest time.Time // no entry is younger; zero: any time
 	stats  TarStats
 	left   map[string]bool // left out, and may be a hardlink's target
@@ -43,7 +43,7 @@ func NewTarWriter(w io.Writer, latest *time.Time) *TarWriter {
 }
 
 // NewImageWriter starts a layer that holds all of an image: the root's metadata
-// is written, and every attribute, for all of it came from an image.
+// is written, too.
 func NewImageWriter(w io.Writer) *TarWriter {
 	t := NewTarWriter(w, nil)
 	t.whole = true
@@ -132,8 +132,7 @@ func (t *TarWriter) header(e *Entry) *tar.Header {
 		h.Typeflag = tar.TypeFifo
 	}
 	for _, x := range e.Xattrs {
-		// A PAX record cannot have "=" in its key.
-		if strings.Contains(x.Name, "=") || !t.whole && !portable(x.Name) {
+		if !portable(x.Name) {
 			continue
 		}
 		if h.PAXRecords == nil {
@@ -154,7 +153,9 @@ func marker(name string) *tar.Header {
 // means nothing, or harm, on another.
 var ofTheHost = []string{"security.selinux", "security.ima", "security.evm", "security.apparmor"}
 
-// portable tells whether an attribute can go from one host to another.
+// portable tells whether an attribute can go from one host to another. A PAX
+// record cannot have "=" in its key.
 func portable(name string) bool {
-	return !strings.HasPrefix(name, "trusted.") && !strings.HasPrefix(name, "security.SMACK64") && !slices.Contains(ofTheHost, name)
+	return !strings.HasPrefix(name, "trusted.") && !strings.HasPrefix(name, "security.SMACK64") &&
+		!slices.Contains(ofTheHost, name) && !strings.Contains(name, "=")
 }

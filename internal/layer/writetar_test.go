@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -166,5 +168,36 @@ func TestTarWriterRefusesShortContent(t *testing.T) {
 	})
 	if err := errors.Join(err, w.Close()); err == nil {
 		t.Error("taken")
+	}
+}
+
+// A whole image's layer has the root, and what is of the host stays there: a container that was committed may have brought it.
+func TestLayerOfAWholeImage(t *testing.T) {
+	var b bytes.Buffer
+	w := NewImageWriter(&b)
+	for _, e := range []Entry{
+		{Type: TypeDir, Mode: 0o700, Xattrs: []Xattr{{Name: "user.root", Value: []byte("1")}, {Name: "trusted.x", Value: []byte("1")}}},
+		{Type: TypeReg, Path: "a", Mode: 0o644, Xattrs: []Xattr{{Name: "security.ima", Value: []byte("1")}, {Name: "security.capability", Value: []byte("1")}}},
+	} {
+		if err := w.Add(&e, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for r := tar.NewReader(&b); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, fmt.Sprintf("%s %o %v", h.Name, h.Mode, slices.Sorted(maps.Keys(h.PAXRecords))))
+	}
+	if want := "[./ 700 [SCHILY.xattr.user.root] a 644 [SCHILY.xattr.security.capability]]"; fmt.Sprint(got) != want {
+		t.Errorf("got %v, want %s", got, want)
 	}
 }
