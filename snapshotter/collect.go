@@ -165,7 +165,7 @@ func (s *Snapshotter) collectNow(ctx context.Context, sweep bool, tell *Collecti
 		errs = errors.Join(errs, s.withReserve(func() error {
 			need, err := s.sweep(ctx, p.ids, tell)
 			if err == nil {
-				err = s.tellClusters(p, need, tell)
+				err = s.tellClusters(p.ids, need, nil, nil, tell)
 			}
 			if err == nil {
 				err = s.repack(ctx, need)

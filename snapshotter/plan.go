@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -171,11 +172,13 @@ func (c *Collection) contents(gone pack.SweepStats, need needed) {
 }
 
 // tellClusters notes the shared clusters that repack is going to free by and by.
-func (s *Snapshotter) tellClusters(p collectPlan, need needed, tell *Collection) error {
+// Before the plan is done, the images that are going, and the blocks that gone
+// tells of, count as if they were not there any more; nil otherwise.
+func (s *Snapshotter) tellClusters(ids known, need needed, going []imageName, gone func(block uint32) bool, tell *Collection) error {
 	if tell == nil {
 		return nil
 	}
-	worst := s.pack.Wasted(need.used)
+	worst := s.pack.Wasted(need.used, gone)
 	for b := range s.repacked {
 		delete(worst, b)
 	}
@@ -186,7 +189,8 @@ func (s *Snapshotter) tellClusters(p collectPlan, need needed, tell *Collection)
 	if err != nil {
 		return err
 	}
-	if _, err := s.showing(p.ids, images, worst); err != nil {
+	images = slices.DeleteFunc(images, func(i imageName) bool { return slices.Contains(going, i) })
+	if _, err := s.showing(ids, images, worst); err != nil {
 		return err
 	}
 	if len(worst) == 0 {
@@ -264,10 +268,10 @@ func (s *Snapshotter) foresee(ctx context.Context, tell *Collection) (needed, pa
 	if err != nil {
 		return need, pack.SweepStats{}, err
 	}
-	st, err := mark.Unmet()
+	st, gone, err := mark.Unmet()
 	if err != nil {
 		return need, st, err
 	}
 	tell.contents(st, need)
-	return need, st, errors.Join(s.tellClusters(p, need, tell), ctx.Err())
+	return need, st, errors.Join(s.tellClusters(p.ids, need, going, gone, tell), ctx.Err())
 }

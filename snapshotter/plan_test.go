@@ -202,6 +202,41 @@ func TestCollectDoesWhatItsDryRunSays(t *testing.T) {
 	treetest.Check(t, [][]byte{baseLayer, topLayer}, view(t, s, top), treetest.Options{ImpliedMtime: true})
 }
 
+// Clusters that go as a whole are contents that are freed, and none to be moved.
+func TestADryRunTellsEachClusterOnce(t *testing.T) {
+	testutil.RequiresRoot(t)
+	ctx := context.Background()
+	lower, upper := []treetest.Step{treetest.Dir("d")}, []treetest.Step{}
+	for i := range 300 {
+		name := fmt.Sprintf("d/%d", i)
+		lower = append(lower, treetest.File(name, noise(7500, uint64(i))))
+		if i%100 != 0 {
+			upper = append(upper, treetest.File(name, "short"))
+		}
+	}
+	blobs := newBlobs()
+	s := open(t, blobs)
+	top := unpack(t, s, blobs, [][]byte{treetest.Layer(lower...), treetest.Layer(upper...)}, s)
+	s.collecting.Lock() // nobody else collects
+	defer s.collecting.Unlock()
+	if err := s.Flatten(ctx, top); err != nil {
+		t.Fatal(err)
+	}
+	var foretold, done Collection
+	if _, _, err := s.foresee(ctx, &foretold); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.collectNow(ctx, true, &done); err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(done) != fmt.Sprint(foretold) {
+		t.Errorf("done:     %+v\nforetold: %+v", done, foretold)
+	}
+	if len(foretold.Garbage) != 1 || len(foretold.Kept) != 1 || foretold.Kept[0].Kind != "clusters" {
+		t.Errorf("foretold: %+v; want contents that go, and clusters", foretold)
+	}
+}
+
 func TestCollectSaysWhyItKeeps(t *testing.T) {
 	testutil.RequiresRoot(t)
 	ctx := context.Background()

@@ -22,7 +22,7 @@ import (
 //
 //	drop the idle images ─▶ move their contents ─▶ build the images ─▶ sweep
 func (s *Snapshotter) repack(ctx context.Context, need needed) error {
-	worst := s.pack.Wasted(need.used)
+	worst := s.pack.Wasted(need.used, nil)
 	// What could not be moved is not tried again before it is something else.
 	maps.DeleteFunc(s.repacked, func(b uint32, _ bool) bool { return !worst[b] })
 	maps.DeleteFunc(worst, func(b uint32, _ bool) bool { return s.repacked[b] })

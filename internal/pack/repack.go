@@ -19,8 +19,9 @@ const (
 
 // Wasted returns the first blocks of the shared clusters that are worth
 // rewriting, if there are enough of them. used says how many bytes of each are
-// needed, at most.
-func (s *Store) Wasted(used map[uint32]uint64) map[uint32]bool {
+// needed, at most. Clusters of which gone, unless it is nil, says that a sweep is
+// going to free them as they are, are passed over.
+func (s *Store) Wasted(used map[uint32]uint64, gone func(block uint32) bool) map[uint32]bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var seen blockSet
@@ -29,7 +30,7 @@ func (s *Store) Wasted(used map[uint32]uint64) map[uint32]bool {
 	for _, x := range s.files {
 		for r := range x.all() {
 			p := &r.place
-			if p.Encoding != EncodingShared || seen.has(uint64(p.Block)) {
+			if p.Encoding != EncodingShared || seen.has(uint64(p.Block)) || gone != nil && gone(p.Block) {
 				continue
 			}
 			seen.setRange(uint64(p.Block), 1)

@@ -134,15 +134,16 @@ func (m *Mark) Sweep() (SweepStats, error) {
 	return s.free(files, m.condemn(files))
 }
 
-// Unmet counts what Sweep would free if it were called now. The mark stays open,
-// and nothing is decided about any content.
-func (m *Mark) Unmet() (sum SweepStats, err error) {
+// Unmet counts what Sweep would free if it were called now; gone tells whether
+// what begins at a block is of it. The mark stays open, and nothing is decided
+// about any content.
+func (m *Mark) Unmet() (sum SweepStats, gone func(block uint32) bool, err error) {
 	s := m.s
 	s.changing.Lock()
 	defer s.changing.Unlock()
 	files, err := m.judged()
 	if err != nil {
-		return sum, err
+		return sum, nil, err
 	}
 	begins := beginnings(files)
 	s.mu.Lock()
@@ -152,7 +153,7 @@ func (m *Mark) Unmet() (sum SweepStats, err error) {
 		st, _, _ := x.lose(dead)
 		sum.Contents, sum.Bytes = sum.Contents+st.Contents, sum.Bytes+st.Bytes
 	}
-	return sum, nil
+	return sum, func(block uint32) bool { return dead.has(uint64(block)) }, nil
 }
 
 // judged returns the index files that the mark is about. s.changing is held.

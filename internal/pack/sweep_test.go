@@ -395,7 +395,7 @@ func TestUnmetIsWhatASweepFrees(t *testing.T) {
 	stays, goes := ds[0], ds[1]
 	m := beginMark(t, s)
 	m.Keep(stays)
-	before, err := m.Unmet()
+	before, _, err := m.Unmet()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -404,7 +404,7 @@ func TestUnmetIsWhatASweepFrees(t *testing.T) {
 		t.Errorf("freed %+v, foretold %+v, want 1 content", got, before)
 	}
 	wantOnly(t, s, stays)
-	if _, err := m.Unmet(); !errdefs.IsFailedPrecondition(err) {
+	if _, _, err := m.Unmet(); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a mark that has ended: got %v", err)
 	}
 }
