@@ -13,7 +13,7 @@ PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 # The modules of this repository whose code is ours; integration/tools only pins versions.
 MODULES := . integration
 # Longest time that the tests of one package may take.
-TEST_TIMEOUT ?= 10m
+TEST_TIMEOUT ?= 20m
 GOTEST := go test -timeout $(TEST_TIMEOUT) -json
 
 # Builds and tests must not need a usable git: in CI the clone may belong to somebody else.

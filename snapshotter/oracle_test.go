@@ -32,7 +32,7 @@ func TestDifferShowsWhatOverlayShows(t *testing.T) {
 		for _, c := range treetest.Cases() {
 			t.Run(c.Name, func(t *testing.T) {
 				t.Parallel()
-				compareDiffer(t, s, blobs, c)
+				compareDiffer(t, s, blobs, c, true)
 			})
 		}
 	})
@@ -68,7 +68,7 @@ func TestOtherCompressionShowsWhatOverlayShows(t *testing.T) {
 				}
 				t.Run(c.Name, func(t *testing.T) {
 					t.Parallel()
-					compareDiffer(t, s, blobs, c)
+					compareDiffer(t, s, blobs, c, false)
 				})
 			}
 		})
@@ -91,15 +91,15 @@ func TestRandomImagesShowWhatOverlayShows(t *testing.T) {
 				if seed%3 == 2 {
 					compareWalking(t, s, blobs, c)
 				} else {
-					compareDiffer(t, s, blobs, c)
+					compareDiffer(t, s, blobs, c, seed%9 == 0)
 				}
 			})
 		}
 	})
 }
 
-// compareDiffer unpacks an image with our differ.
-func compareDiffer(t *testing.T, s *Snapshotter, blobs *blobs, c treetest.Case) {
+// compareDiffer unpacks an image with our differ, and may have it verified as well.
+func compareDiffer(t *testing.T, s *Snapshotter, blobs *blobs, c treetest.Case, verifying bool) {
 	t.Helper()
 	if c.Refused != "" {
 		t.Skipf("containerd's applier refuses this image (%s): there is nothing to compare with", c.Refused)
@@ -109,7 +109,9 @@ func compareDiffer(t *testing.T, s *Snapshotter, blobs *blobs, c treetest.Case) 
 	}
 	top := unpack(t, s, blobs, c.Layers, s)
 	treetest.Check(t, c.Layers, view(t, s, top), treetest.Options{ImpliedMtime: true})
-	checkVerifies(t, s, top, c.Layers)
+	if verifying {
+		checkVerifies(t, s, top, c.Layers)
+	}
 }
 
 // compareWalking unpacks an image with containerd's differ. It is shown the
