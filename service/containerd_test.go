@@ -12,12 +12,15 @@ import (
 	"sync"
 	"testing"
 
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
+	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -41,6 +44,7 @@ type fakeContainerd struct {
 
 	address string
 	store   content.Store
+	db      *metadata.DB
 	images  images.Store
 	leases  leases.Manager
 	service contentapi.ContentServer
@@ -74,6 +78,7 @@ func newFakeContainerd(t *testing.T) *fakeContainerd {
 	f := &fakeContainerd{
 		address:     filepath.Join(dir, "containerd.sock"),
 		store:       db.ContentStore(),
+		db:          db,
 		images:      metadata.NewImageStore(db),
 		leases:      metadata.NewLeaseManager(db),
 		plugins:     []*introspectionapi.Plugin{{Type: "io.containerd.content.v1", ID: "content", Exports: map[string]string{"root": filepath.Join(dir, "content")}}},
@@ -112,6 +117,8 @@ func (f *fakeContainerd) start(t *testing.T) {
 	eventsapi.RegisterEventsServer(server, f)
 	imagesapi.RegisterImagesServer(server, imageService{store: f.images})
 	leasesapi.RegisterLeasesServer(server, leaseService{manager: f.leases})
+	namespacesapi.RegisterNamespacesServer(server, namespaceService{db: f.db})
+	containersapi.RegisterContainersServer(server, containerService{store: metadata.NewContainerStore(f.db)})
 	f.mu.Lock()
 	f.server = server
 	f.mu.Unlock()
@@ -229,8 +236,56 @@ func (s imageService) List(ctx context.Context, req *imagesapi.ListImagesRequest
 	}
 	reply := &imagesapi.ListImagesResponse{}
 	for _, image := range list {
-		target := &types.Descriptor{MediaType: image.Target.MediaType, Digest: image.Target.Digest.String(), Size: image.Target.Size}
-		reply.Images = append(reply.Images, &imagesapi.Image{Name: image.Name, Target: target})
+		reply.Images = append(reply.Images, imageMessage(image))
+	}
+	return reply, nil
+}
+
+func (s imageService) Get(ctx context.Context, req *imagesapi.GetImageRequest) (*imagesapi.GetImageResponse, error) {
+	image, err := s.store.Get(ctx, req.Name)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return &imagesapi.GetImageResponse{Image: imageMessage(image)}, nil
+}
+
+func imageMessage(image images.Image) *imagesapi.Image {
+	target := &types.Descriptor{MediaType: image.Target.MediaType, Digest: image.Target.Digest.String(), Size: image.Target.Size}
+	return &imagesapi.Image{Name: image.Name, Target: target}
+}
+
+// namespaceService serves what is asked of containerd's own namespaces.
+type namespaceService struct {
+	namespacesapi.UnimplementedNamespacesServer
+	db *metadata.DB
+}
+
+func (s namespaceService) List(ctx context.Context, _ *namespacesapi.ListNamespacesRequest) (*namespacesapi.ListNamespacesResponse, error) {
+	reply := &namespacesapi.ListNamespacesResponse{}
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		names, err := metadata.NewNamespaceStore(tx).List(ctx)
+		for _, name := range names {
+			reply.Namespaces = append(reply.Namespaces, &namespacesapi.Namespace{Name: name})
+		}
+		return err
+	})
+	return reply, errgrpc.ToGRPC(err)
+}
+
+// containerService serves what is asked of containerd's own container store.
+type containerService struct {
+	containersapi.UnimplementedContainersServer
+	store containers.Store
+}
+
+func (s containerService) List(ctx context.Context, req *containersapi.ListContainersRequest) (*containersapi.ListContainersResponse, error) {
+	list, err := s.store.List(ctx, req.Filters...)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	reply := &containersapi.ListContainersResponse{}
+	for _, c := range list {
+		reply.Containers = append(reply.Containers, &containersapi.Container{ID: c.ID, Image: c.Image, Snapshotter: c.Snapshotter})
 	}
 	return reply, nil
 }

@@ -75,6 +75,9 @@ func (i *nodeImage) top() string { return i.Snapshots[len(i.Snapshots)-1] }
 
 // withNamespace is ctx for calls about a namespace. ErrInvalidArgument: it is no name for one.
 func withNamespace(ctx context.Context, namespace string) (context.Context, error) {
+	if namespace == "" {
+		return nil, fmt.Errorf("no namespace is named: %w", errdefs.ErrInvalidArgument)
+	}
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	if _, err := namespaces.NamespaceRequired(ctx); err != nil {
 		return nil, fmt.Errorf("namespace %q: %w", namespace, err)
@@ -163,10 +166,13 @@ func (n *nodeImages) list(ctx context.Context, namespace string) ([]*nodeImage, 
 			continue // an ID, which CRI gives each image beside its references
 		}
 		all, err := n.manifests(ctx, namespace, image, chains)
-		if err != nil {
-			if !errdefs.IsNotFound(err) { // else nothing of it is here but its name
-				log.G(ctx).WithError(err).Warn("an image is not listed, for it cannot be read")
-			}
+		switch {
+		case errdefs.IsNotFound(err):
+			continue // nothing of it is here but its name
+		case ctx.Err() != nil || errdefs.IsUnavailable(err): // it is no fault of this image
+			return nil, err
+		case err != nil:
+			log.G(ctx).WithError(err).WithField("image", image.Name).Warn("an image is not listed, for it cannot be read")
 			continue
 		}
 		for _, i := range all {
@@ -248,13 +254,15 @@ func (n *nodeImages) chains(ctx context.Context, namespace string) (map[digest.D
 }
 
 // manifests returns an image's platforms whose manifest and config are here, the one that fits this machine best first.
-// ErrNotFound: there is none.
+// Those that make no sense are left out if there is another. ErrNotFound: there is none; ErrFailedPrecondition: none makes
+// sense.
 func (n *nodeImages) manifests(ctx context.Context, namespace string, image *imagesapi.Image, chains map[digest.Digest]string) ([]*nodeImage, error) {
 	if image.Target == nil {
 		return nil, fmt.Errorf("image %s refers to nothing: %w", image.Name, errdefs.ErrNotFound)
 	}
 	target := ocispec.Descriptor{MediaType: image.Target.MediaType, Digest: digest.Digest(image.Target.Digest), Size: image.Target.Size}
 	var found []*nodeImage
+	var broken error
 	err := images.Walk(ctx, images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		if images.IsIndexType(desc.MediaType) {
 			children, err := images.Children(ctx, n.store, desc)
@@ -267,10 +275,13 @@ func (n *nodeImages) manifests(ctx context.Context, namespace string, image *ima
 			return nil, nil
 		}
 		i, err := n.manifest(ctx, desc, chains)
-		if errdefs.IsNotFound(err) || i == nil {
+		switch {
+		case errdefs.IsNotFound(err):
 			return nil, nil // of another platform
-		}
-		if err != nil {
+		case errdefs.IsFailedPrecondition(err):
+			broken = err
+			return nil, nil
+		case err != nil || i == nil:
 			return nil, err
 		}
 		i.Namespace, i.Name, i.Target, i.Place = namespace, image.Name, target, len(found)
@@ -278,9 +289,9 @@ func (n *nodeImages) manifests(ctx context.Context, namespace string, image *ima
 		return nil, nil
 	}), target)
 	if err == nil && len(found) == 0 {
-		err = errdefs.ErrNotFound
+		err = broken
 	}
-	if errdefs.IsNotFound(err) {
+	if errdefs.IsNotFound(err) || err == nil && len(found) == 0 {
 		return nil, fmt.Errorf("image %s: its manifest %s is not in containerd's content store: fetch it with `ctr -n %s content fetch %s`: %w", image.Name, target.Digest, namespace, image.Name, errdefs.ErrNotFound)
 	}
 	if err != nil {
@@ -302,6 +313,7 @@ func (n *nodeImages) manifests(ctx context.Context, namespace string, image *ima
 }
 
 // manifest reads one manifest and its config; nil if it is no image that could be run, but an attestation of one.
+// ErrFailedPrecondition: they make no sense.
 func (n *nodeImages) manifest(ctx context.Context, desc ocispec.Descriptor, chains map[digest.Digest]string) (*nodeImage, error) {
 	i := &nodeImage{Manifest: desc}
 	if err := n.readJSON(ctx, desc, &i.Body); err != nil {
@@ -321,9 +333,7 @@ func (n *nodeImages) manifest(ctx context.Context, desc ocispec.Descriptor, chai
 	if platform.OS == "unknown" || platform.Architecture == "unknown" {
 		return nil, nil
 	}
-	if i.Platform = platforms.Format(platforms.Normalize(platform)); i.Platform == "" {
-		i.Platform = "unknown"
-	}
+	i.Platform = platforms.Format(platforms.Normalize(platform))
 	i.Layers = manifest.Layers
 	diffIDs := i.Config.RootFS.DiffIDs
 	if len(diffIDs) != len(manifest.Layers) {
@@ -343,5 +353,8 @@ func (n *nodeImages) readJSON(ctx context.Context, desc ocispec.Descriptor, to a
 	if err != nil {
 		return err
 	}
-	return json.Unmarshal(data, to)
+	if err := json.Unmarshal(data, to); err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
