@@ -25,13 +25,16 @@ import (
 type Explainer interface {
 	Sizes(ctx context.Context, names []string) ([]snapshotter.ImageSizes, error)
 	Tree(ctx context.Context, name string) (*flatten.Tree, error)
-	Places(ctx context.Context, name string) (*snapshotter.Places, error)
+	Places(ctx context.Context, name string) (snapshotter.ImagePlaces, error)
 }
 
 var _ Explainer = (*snapshotter.Snapshotter)(nil)
 
-// usualRows of a report's tables.
-const usualRows = 20
+// Rows of a report's tables. Its answer is one message, and names may be long.
+const (
+	usualRows = 20
+	mostRows  = 1000
+)
 
 func (a *adminServer) explainer() (Explainer, error) {
 	e, ok := a.backend.(Explainer)
@@ -58,7 +61,7 @@ func (a *adminServer) ListImages(ctx context.Context, req *adminapi.ListImagesRe
 	return &adminapi.ListImagesResponse{Images: images}, nil
 }
 
-// describe tells about images of one namespace.
+// describe tells about images of one namespace. Those that were removed meanwhile are left out.
 func (a *adminServer) describe(ctx context.Context, explainer Explainer, namespace string, found []*nodeImage) ([]*adminapi.Image, error) {
 	used, err := a.containers(ctx, namespace)
 	if err != nil {
@@ -72,25 +75,49 @@ func (a *adminServer) describe(ctx context.Context, explainer Explainer, namespa
 	if err != nil {
 		return nil, err
 	}
-	images := make([]*adminapi.Image, len(found))
+	var images []*adminapi.Image
 	for n, i := range found {
-		images[n] = &adminapi.Image{
-			Name:       valid(i.Name),
-			Digest:     i.Target.Digest.String(),
-			Platform:   valid(i.Platform),
-			Manifest:   i.Manifest.Digest.String(),
-			ChainId:    i.Chain.String(),
-			Layers:     uint32(len(i.Layers)),
-			Unpacked:   uint32(len(i.Snapshots)),
-			LayerBytes: sizes[n].LayerBytes,
+		image := &adminapi.Image{
+			Name:     valid(i.Name),
+			Digest:   i.Target.Digest.String(),
+			Platform: valid(i.Platform),
+			Manifest: i.Manifest.Digest.String(),
+			ChainId:  i.Chain.String(),
+			Layers:   uint32(len(i.Layers)),
+			Unpacked: uint32(len(i.Snapshots)),
 		}
 		if i.unpacked() {
-			images[n].Flat, images[n].Files = sizes[n].Flat, sizes[n].Files
-			images[n].OwnBytes, images[n].SharedBytes = sizes[n].Own, sizes[n].Shared
-			images[n].Containers = used[i.Name]
+			image.Containers = used[i.Name]
 		}
+		switch z := sizes[n]; {
+		case errdefs.IsNotFound(z.Err):
+			continue
+		case z.Err != nil:
+			log.G(ctx).WithError(z.Err).WithField("image", i.Name).Warn("it is not known what an image takes up")
+			image.Error = valid(z.Err.Error())
+		case i.unpacked():
+			image.Flat, image.Files, image.OwnBytes, image.SharedBytes = z.Flat, z.Files, z.Own, z.Shared
+			fallthrough
+		default:
+			image.LayerBytes = z.LayerBytes
+		}
+		images = append(images, image)
 	}
 	return images, nil
+}
+
+// describeOne is describe for an image whose numbers are needed.
+func (a *adminServer) describeOne(ctx context.Context, explainer Explainer, image *nodeImage) (*adminapi.Image, error) {
+	images, err := a.describe(ctx, explainer, image.Namespace, []*nodeImage{image})
+	switch {
+	case err != nil:
+		return nil, err
+	case len(images) == 0:
+		return nil, fmt.Errorf("image %s was removed just now: %w", image.Name, errdefs.ErrNotFound)
+	case images[0].Error != "":
+		return nil, fmt.Errorf("image %s: %s; `squashctl fsck` tells what is damaged: %w", image.Name, images[0].Error, errdefs.ErrFailedPrecondition)
+	}
+	return images[0], nil
 }
 
 // containers counts a namespace's containers that are on snapshots of this daemon, by the image they were made from.
@@ -130,16 +157,27 @@ func (a *adminServer) theImage(ctx context.Context, ref *adminapi.ImageRef) (*no
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	described, err := a.describe(ctx, explainer, image.Namespace, []*nodeImage{image})
+	described, err := a.describeOne(ctx, explainer, image)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	return image, described[0], explainer, nil
+	return image, described, explainer, nil
 }
 
 // Report explains an image.
 func (a *adminServer) Report(ctx context.Context, req *adminapi.ReportRequest) (*adminapi.ReportResponse, error) {
-	image, _, explainer, err := a.theImage(ctx, req.Image)
+	rows := int(req.Rows)
+	switch {
+	case rows == 0:
+		rows = usualRows
+	case rows > mostRows:
+		return nil, errgrpc.ToGRPC(fmt.Errorf("rows = %d: must be at most %d: %w", rows, mostRows, errdefs.ErrInvalidArgument))
+	}
+	explainer, err := a.explainer()
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	image, err := a.images.one(ctx, req.Image.GetNamespace(), req.Image.GetName(), req.Image.GetPlatform())
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
@@ -158,25 +196,22 @@ func (a *adminServer) Report(ctx context.Context, req *adminapi.ReportRequest) (
 	for i, l := range layers {
 		commands[i] = l.CreatedBy
 	}
-	rows := int(req.Rows)
-	if rows == 0 {
-		rows = usualRows
-	}
 	explained, err := report.Build(ctx, tree, commands, places, rows)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("image %s: %w", image.Name, err))
 	}
-	described, err := a.describe(ctx, explainer, image.Namespace, []*nodeImage{image})
+	described, err := a.describeOne(ctx, explainer, image)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
 	log.G(ctx).WithFields(log.Fields{"image": image.Name, "took": time.Since(start).Round(time.Millisecond)}).Debug("image explained")
-	return reportMessage(explained, described[0], layers), nil
+	return reportMessage(explained, described, layers), nil
 }
 
 // Blame tells where paths of an image came from.
 func (a *adminServer) Blame(req *adminapi.BlameRequest, stream grpc.ServerStreamingServer[adminapi.BlameResponse]) error {
-	ctx := stream.Context()
+	ctx, cancel := a.whileServing(stream.Context())
+	defer cancel()
 	if req.All == (len(req.Paths) > 0) {
 		return errgrpc.ToGRPC(fmt.Errorf("either paths or all of them: %w", errdefs.ErrInvalidArgument))
 	}
@@ -193,14 +228,18 @@ func (a *adminServer) Blame(req *adminapi.BlameRequest, stream grpc.ServerStream
 	}}); err != nil {
 		return err
 	}
-	if req.All {
-		return errgrpc.ToGRPC(tree.Walk(ctx, func(h *flatten.PathHistory) error {
-			return stream.Send(&adminapi.BlameResponse{Message: &adminapi.BlameResponse_Path{Path: originMessage(h, nil)}})
-		}))
-	}
-	return errgrpc.ToGRPC(blamePaths(ctx, tree, req.Paths, func(p *adminapi.PathOrigin) error {
+	send := func(p *adminapi.PathOrigin) error {
 		return stream.Send(&adminapi.BlameResponse{Message: &adminapi.BlameResponse_Path{Path: p}})
-	}))
+	}
+	if req.All {
+		err = tree.Walk(ctx, func(h *flatten.PathHistory) error { return send(originMessage(h)) })
+	} else {
+		err = blamePaths(ctx, tree, req.Paths, send)
+	}
+	if err != nil {
+		return errgrpc.ToGRPC(whyEnded(ctx, err))
+	}
+	return nil
 }
 
 // blamePaths answers for each path, in the order in which they were asked for.
@@ -211,7 +250,7 @@ func blamePaths(ctx context.Context, tree *flatten.Tree, paths [][]byte, send fu
 	}
 	err := tree.Walk(ctx, func(h *flatten.PathHistory) error {
 		if _, ok := asked[h.Path]; ok {
-			asked[h.Path] = originMessage(h, nil)
+			asked[h.Path] = originMessage(h)
 		}
 		return nil
 	})

@@ -13,8 +13,8 @@ import (
 )
 
 // originMessage is a path's history for the API.
-func originMessage(h *flatten.PathHistory, asked []byte) *adminapi.PathOrigin {
-	m := &adminapi.PathOrigin{Path: []byte("/" + h.Path), Asked: asked}
+func originMessage(h *flatten.PathHistory) *adminapi.PathOrigin {
+	m := &adminapi.PathOrigin{Path: []byte("/" + h.Path)}
 	for i := range h.Versions {
 		v := &h.Versions[i]
 		e := &v.Entry

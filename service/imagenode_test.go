@@ -23,8 +23,9 @@ import (
 // imageNode is a containerd with images, and a snapshotter that has some of their layers.
 type imageNode struct {
 	*nodeImages
-	fake  *fakeContainerd
-	count int // of snapshots
+	fake    *fakeContainerd
+	history []ocispec.History // of new images
+	count   int               // of snapshots
 }
 
 func newImageNode(t *testing.T) *imageNode {
@@ -47,7 +48,7 @@ var (
 // manifest stores what a namespace has of an image; layers are texts that stand for diff IDs.
 func (n *imageNode) manifest(t *testing.T, namespace string, platform ocispec.Platform, layers ...string) ocispec.Descriptor {
 	t.Helper()
-	config := ocispec.Image{Platform: platform}
+	config := ocispec.Image{Platform: platform, History: n.history}
 	manifest := ocispec.Manifest{}
 	for _, l := range layers {
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromString(l))

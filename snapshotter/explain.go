@@ -9,6 +9,7 @@ import (
 	"github.com/squash-snapshotter/squash/internal/flatten"
 	"github.com/squash-snapshotter/squash/internal/layer"
 	"github.com/squash-snapshotter/squash/internal/pack"
+	"github.com/squash-snapshotter/squash/internal/report"
 )
 
 // Tree returns what the layers of a committed snapshot say, each with all that
@@ -26,10 +27,15 @@ func (s *Snapshotter) Tree(ctx context.Context, name string) (*flatten.Tree, err
 	return tree, nil
 }
 
-// Places knows where the contents of a flat image lie, and who else shows them.
-// The image stays until Close: collections neither remove it nor move what it
-// shows.
-type Places struct {
+// ImagePlaces knows where the contents of a flat image lie, and who else shows
+// them. The image stays until Close: collections neither remove it nor move what
+// it shows.
+type ImagePlaces interface {
+	report.Places
+	Close()
+}
+
+type places struct {
 	done   func()
 	s      *Snapshotter
 	shares *shares
@@ -39,7 +45,7 @@ type Places struct {
 
 // Places makes sure that a committed snapshot has its flat image, and tells
 // about it. What changes of other images may be told or not.
-func (s *Snapshotter) Places(ctx context.Context, name string) (_ *Places, err error) {
+func (s *Snapshotter) Places(ctx context.Context, name string) (_ ImagePlaces, err error) {
 	ids, err := s.readChain(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("places of %s: %w", name, err)
@@ -62,7 +68,7 @@ func (s *Snapshotter) Places(ctx context.Context, name string) (_ *Places, err e
 	if err != nil {
 		return nil, fmt.Errorf("places of %s: %w", name, err)
 	}
-	p := &Places{done: done, s: s, shares: shares, own: map[uint32]bool{}, image: s.imageBytes(c)}
+	p := &places{done: done, s: s, shares: shares, own: map[uint32]bool{}, image: s.imageBytes(c)}
 	for _, b := range shares.images[c].Blocks {
 		p.own[b] = true
 	}
@@ -70,17 +76,17 @@ func (s *Snapshotter) Places(ctx context.Context, name string) (_ *Places, err e
 }
 
 // Close lets collections have the image again.
-func (p *Places) Close() { p.done() }
+func (p *places) Close() { p.done() }
 
 // ImageBytes are those of the flat image on the disk.
-func (p *Places) ImageBytes() uint64 { return p.image }
+func (p *places) ImageBytes() uint64 { return p.image }
 
 // Place says where a content is: the first block of what it is stored in, which
 // it may share with others, the bytes on the disk of that, and whether images
 // of other chains show something of it as well.
 //
 // ErrNotFound: the pack does not have it.
-func (p *Places) Place(d layer.Digest) (block uint32, bytes uint64, shared bool, err error) {
+func (p *places) Place(d layer.Digest) (block uint32, bytes uint64, shared bool, err error) {
 	place, err := p.s.pack.Lookup(pack.Digest(d))
 	if err != nil {
 		return 0, 0, false, err

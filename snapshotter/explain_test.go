@@ -77,16 +77,16 @@ func TestSizesAndPlaces(t *testing.T) {
 	if _, _, _, err := places.Place(layer.Digest{1}); !errdefs.IsNotFound(err) {
 		t.Errorf("what is not there: %v", err)
 	}
-	if _, err := s.Sizes(t.Context(), []string{"nobody"}); !errdefs.IsNotFound(err) {
-		t.Errorf("a name that is not there: %v", err)
+	if z, err := s.Sizes(t.Context(), []string{"nobody"}); err != nil || !errdefs.IsNotFound(z[0].Err) {
+		t.Errorf("a name that is not there: %+v, %v", z, err)
 	}
 }
 
 func sizes(t *testing.T, s *Snapshotter, name string) ImageSizes {
 	t.Helper()
 	z, err := s.Sizes(t.Context(), []string{name})
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || z[0].Err != nil {
+		t.Fatalf("%+v, %v", z, err)
 	}
 	return z[0]
 }

@@ -25,10 +25,13 @@ type ImageSizes struct {
 	// Own and Shared are bytes on the disk, contents and flat image: what this
 	// image alone needs, and what images of other chains show as well.
 	Own, Shared uint64
+	// Err says why nothing is known of this image. ErrNotFound,
+	// ErrInvalidArgument: the name is no committed snapshot's.
+	Err error
 }
 
 // Sizes tells about images by the names of their top snapshots, in that order.
-// ErrNotFound, ErrInvalidArgument: a name is no committed snapshot's.
+// One that is damaged, or removed meanwhile, does not hide the others.
 func (s *Snapshotter) Sizes(ctx context.Context, names []string) ([]ImageSizes, error) {
 	shares, err := s.countShares()
 	if err != nil {
@@ -36,8 +39,11 @@ func (s *Snapshotter) Sizes(ctx context.Context, names []string) ([]ImageSizes, 
 	}
 	sizes := make([]ImageSizes, len(names))
 	for n, name := range names {
-		if sizes[n], err = s.sizesOf(ctx, name, shares); err != nil {
-			return nil, fmt.Errorf("sizes of %s: %w", name, err)
+		if sizes[n], err = s.sizesOf(ctx, name, shares); ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			sizes[n] = ImageSizes{Err: fmt.Errorf("sizes of %s: %w", name, err)}
 		}
 	}
 	return sizes, nil

@@ -200,8 +200,10 @@ type Image struct {
 	// Bytes of the regular files of all unpacked layers, what is overwritten or deleted later included.
 	LayerBytes uint64 `protobuf:"varint,11,opt,name=layer_bytes,json=layerBytes,proto3" json:"layer_bytes,omitempty"`
 	// Bytes on disk that only this image (under any name) needs, and that others need as well: flat image and contents.
-	OwnBytes      uint64 `protobuf:"varint,12,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`
-	SharedBytes   uint64 `protobuf:"varint,13,opt,name=shared_bytes,json=sharedBytes,proto3" json:"shared_bytes,omitempty"`
+	OwnBytes    uint64 `protobuf:"varint,12,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`
+	SharedBytes uint64 `protobuf:"varint,13,opt,name=shared_bytes,json=sharedBytes,proto3" json:"shared_bytes,omitempty"`
+	// Why squash cannot tell what it takes up, such as damage of a layer; the bytes above are 0 then.
+	Error         string `protobuf:"bytes,14,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -327,10 +329,17 @@ func (x *Image) GetSharedBytes() uint64 {
 	return 0
 }
 
+func (x *Image) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type ReportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Image *ImageRef              `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
-	// Most rows of each table of paths or contents; 0: 20.
+	// Most rows of each table of paths or contents, up to 1000; 0: 20.
 	Rows          uint32 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -393,7 +402,7 @@ type ReportResponse struct {
 	VisibleBytes uint64 `protobuf:"varint,3,opt,name=visible_bytes,json=visibleBytes,proto3" json:"visible_bytes,omitempty"`
 	// Of distinct contents that containers see.
 	DistinctBytes uint64 `protobuf:"varint,4,opt,name=distinct_bytes,json=distinctBytes,proto3" json:"distinct_bytes,omitempty"`
-	// Bytes on disk: contents that only this image needs, and its flat image and TOCs.
+	// Bytes on disk: contents that only this image needs, and its flat image.
 	OwnBytes uint64 `protobuf:"varint,5,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`
 	// distinct_bytes / layer_bytes, 0 to 1; 1 for an image without bytes.
 	Efficiency        float64             `protobuf:"fixed64,6,opt,name=efficiency,proto3" json:"efficiency,omitempty"`
@@ -3317,7 +3326,7 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\x11ListImagesRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"D\n" +
 	"\x12ListImagesResponse\x12.\n" +
-	"\x06images\x18\x01 \x03(\v2\x16.squash.admin.v1.ImageR\x06images\"\xe5\x02\n" +
+	"\x06images\x18\x01 \x03(\v2\x16.squash.admin.v1.ImageR\x06images\"\xfb\x02\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1a\n" +
@@ -3335,7 +3344,8 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\vlayer_bytes\x18\v \x01(\x04R\n" +
 	"layerBytes\x12\x1b\n" +
 	"\town_bytes\x18\f \x01(\x04R\bownBytes\x12!\n" +
-	"\fshared_bytes\x18\r \x01(\x04R\vsharedBytes\"T\n" +
+	"\fshared_bytes\x18\r \x01(\x04R\vsharedBytes\x12\x14\n" +
+	"\x05error\x18\x0e \x01(\tR\x05error\"T\n" +
 	"\rReportRequest\x12/\n" +
 	"\x05image\x18\x01 \x01(\v2\x19.squash.admin.v1.ImageRefR\x05image\x12\x12\n" +
 	"\x04rows\x18\x02 \x01(\rR\x04rows\"\xc8\x04\n" +
