@@ -70,19 +70,23 @@ func blame(ctx context.Context, cmd *cli.Command) error {
 	unknown := false
 	err := receive(ctx, cmd.String("address"), func(ctx context.Context, daemon adminapi.AdminClient) (grpc.ServerStreamingClient[adminapi.BlameResponse], error) {
 		return daemon.Blame(ctx, req)
-	}, func(reply *adminapi.BlameResponse) error {
+	}, func(reply *adminapi.BlameResponse) (err error) {
 		switch m := reply.Message.(type) {
 		case *adminapi.BlameResponse_Layers:
 			layers = m.Layers.Layers
 			if lines {
-				return printLine(out, "layers", m.Layers)
+				err = printLine(out, "layers", m.Layers)
 			}
 		case *adminapi.BlameResponse_Path:
 			unknown = unknown || len(m.Path.Versions) == 0
 			if lines {
-				return printLine(out, "path", m.Path)
+				err = printLine(out, "path", m.Path)
+			} else {
+				err = printOrigin(out, m.Path, layers)
 			}
-			return printOrigin(out, m.Path, layers)
+		}
+		if err != nil {
+			return fmt.Errorf("print: %w", err)
 		}
 		return nil
 	})

@@ -29,6 +29,9 @@ const defaultAddress = "/run/containerd-squash-grpc/containerd-squash-grpc.sock"
 // answerTimeout is how long a daemon that is starting may take to answer.
 const answerTimeout = 30 * time.Second
 
+// mostMessage is as much as the daemon puts into one message, in bytes.
+const mostMessage = 16 << 20
+
 // dial returns a connection to a daemon that answers at the socket path address within limit. Its errors say what
 // stands in the way and what helps.
 func dial(ctx context.Context, address string, limit time.Duration) (*grpc.ClientConn, error) {
@@ -48,6 +51,7 @@ func dial(ctx context.Context, address string, limit time.Duration) (*grpc.Clien
 		grpc.WithContextDialer(connect),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithNoProxy(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(mostMessage)),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", path, err)

@@ -25,7 +25,7 @@ func lsCommand() *cli.Command {
    SHARED    bytes on the disk that other images show as well
    SAVED     of the bytes as layers
    STATE     flat: its flat image is built; layers: it is unpacked, and the first container builds the flat image;
-             partial: not all of its layers are unpacked
+             partial: not all of its layers are unpacked; error: squash cannot tell, and squashctl fsck may tell more
 
 With --format json, one object a line; the names of its fields are those of the admin API.
 
@@ -65,12 +65,15 @@ func ls(ctx context.Context, cmd *cli.Command) error {
 	}
 	rows := newTable("IMAGE", "PLATFORM", " LAYERS", " FILES", " AS LAYERS", " OWN", " SHARED", " SAVED", "STATE")
 	for _, i := range reply.Images {
-		files, own, shared, saved := "-", "-", "-", "-"
+		layers, files, own, shared, saved := size(i.LayerBytes), "-", "-", "-", "-"
+		if i.Error != "" {
+			layers = "-"
+		}
 		if i.Flat {
 			files, own, shared = fmt.Sprint(i.Files), size(i.OwnBytes), size(i.SharedBytes)
 			saved = percent(float64(i.LayerBytes)-float64(i.OwnBytes+i.SharedBytes), float64(i.LayerBytes))
 		}
-		rows.add(printable(i.Name), printable(i.Platform), fmt.Sprint(i.Layers), files, size(i.LayerBytes), own, shared, saved, stateOf(i))
+		rows.add(printable(i.Name), printable(i.Platform), fmt.Sprint(i.Layers), files, layers, own, shared, saved, stateOf(i))
 	}
 	if err := rows.write(out, 0); err != nil {
 		return fmt.Errorf("ls: print: %w", err)
@@ -81,6 +84,8 @@ func ls(ctx context.Context, cmd *cli.Command) error {
 func stateOf(i *adminapi.Image) string {
 	state := "layers"
 	switch {
+	case i.Error != "":
+		return "error: " + printable(i.Error)
 	case i.Unpacked < i.Layers:
 		return fmt.Sprintf("partial (%d of %s)", i.Unpacked, plural(uint64(i.Layers), "layer"))
 	case i.Flat:

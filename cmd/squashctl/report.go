@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,8 +64,8 @@ func report(ctx context.Context, cmd *cli.Command) error {
 		return err
 	}
 	rows := cmd.Uint32("rows")
-	if rows == 0 {
-		return usageError{fmt.Errorf("--rows 0: must be at least 1")}
+	if rows == 0 || rows > mostRows {
+		return usageError{fmt.Errorf("--rows %d: must be a number from 1 to %d", rows, mostRows)}
 	}
 	reply, err := ask(ctx, cmd.String("address"), func(ctx context.Context, daemon adminapi.AdminClient) (*adminapi.ReportResponse, error) {
 		return daemon.Report(ctx, &adminapi.ReportRequest{Image: image, Rows: rows})
@@ -139,10 +140,7 @@ func printReport(w io.Writer, r *adminapi.ReportResponse) error {
 	b.WriteString("\nLayers\n")
 	layers := newTable(" #", " Added", " Shadowed", " Again", " Files", "Command")
 	for n, l := range r.Layers {
-		made := "-"
-		if l.Layer.CreatedBy != "" {
-			made = shorten(command(l.Layer.CreatedBy), commandWidth)
-		}
+		made := cmp.Or(shorten(commandOf(r, uint32(n)), commandWidth), "-")
 		layers.add(fmt.Sprint(n+1), size(l.Bytes), size(l.ShadowedBytes), size(l.DuplicateBytes), fmt.Sprint(l.Files), made)
 	}
 	layers.write(&b, 2)
@@ -171,12 +169,27 @@ func printReport(w io.Writer, r *adminapi.ReportResponse) error {
 	if len(r.Advice) > 0 {
 		b.WriteString("\nWhat the author of the image can change\n")
 		for _, a := range r.Advice {
-			fmt.Fprintf(&b, "  Layer %d, up to %s: %s\n", a.Layer+1, size(a.Bytes), printable(a.Text))
+			fmt.Fprintf(&b, "  Layer %d, up to %s", a.Layer+1, size(a.Bytes))
+			if made := commandOf(r, a.Layer); made != "" {
+				fmt.Fprintf(&b, ", %s", shorten(made, commandWidth))
+			}
+			fmt.Fprintf(&b, "\n    %s\n", printable(a.Text))
 		}
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
+
+// commandOf returns the command that made a layer; "" if that is not known.
+func commandOf(r *adminapi.ReportResponse, layer uint32) string {
+	if int(layer) >= len(r.Layers) {
+		return ""
+	}
+	return command(r.Layers[layer].Layer.GetCreatedBy())
+}
+
+// mostRows is what the daemon gives.
+const mostRows = 1000
 
 // commandWidth is how much of a command is shown.
 const commandWidth = 80
