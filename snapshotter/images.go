@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -180,9 +181,6 @@ func (s *Snapshotter) writeImageFile(ctx context.Context, i imageName, ids []str
 		return err
 	}
 	s.changed.Add(1)
-	if i.layers == 0 {
-		s.files.note(i.chain, stats.Files)
-	}
 	lg := log.G(ctx).WithFields(log.Fields{
 		"chain": i.chain.String(), "layers": len(ids), "files": stats.Files, "bytes": stats.Bytes,
 		"imageBytes": stats.Image, "duration": time.Since(start).Round(time.Millisecond),
@@ -205,6 +203,9 @@ func writeImage(ctx context.Context, w io.Writer, tree *flatten.Tree, places map
 	stats, err := tree.WriteImage(ctx, b, func(d layer.Digest) (pack.Placement, error) { return places[d], nil })
 	err = errors.Join(err, b.Flush())
 	refs.ImageSize, refs.ImageSum = uint64(stats.Image), sum.Sum32()
+	if stats.Files <= math.MaxUint32 {
+		refs.Files = uint32(stats.Files)
+	}
 	return stats, refs, err
 }
 

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"sync"
 
 	"github.com/squash-snapshotter/squash/internal/flatten"
 )
@@ -75,14 +73,14 @@ func (s *Snapshotter) sizesOf(ctx context.Context, name string, shares *shares) 
 			z.Shared += uint64(shares.stored[b])
 		}
 	}
-	z.Files, err = s.files.count(c, func() (uint64, error) {
+	if z.Files = uint64(refs.Files); z.Files == 0 { // there are none, or an older version built the image
 		tree, err := s.merge(ctx, ids)
 		if err != nil {
-			return 0, err
+			return z, err
 		}
-		return tree.Files(), nil
-	})
-	return z, err
+		z.Files = tree.Files()
+	}
+	return z, nil
 }
 
 // imageBytes is what a chain's flat image takes up.
@@ -131,43 +129,4 @@ func (s *Snapshotter) countShares() (*shares, error) {
 		}
 	})
 	return h, nil
-}
-
-// fileCounts remembers how many files chains have: that takes their TOCs.
-type fileCounts struct {
-	mu    sync.Mutex
-	files map[chain]uint64
-	order []chain // of mostCounts at most, the oldest first
-}
-
-const mostCounts = 4096
-
-func (f *fileCounts) count(c chain, count func() (uint64, error)) (uint64, error) {
-	f.mu.Lock()
-	n, ok := f.files[c]
-	f.mu.Unlock()
-	if ok {
-		return n, nil
-	}
-	n, err := count()
-	if err == nil {
-		f.note(c, n)
-	}
-	return n, err
-}
-
-func (f *fileCounts) note(c chain, files uint64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.files == nil {
-		f.files = map[chain]uint64{}
-	}
-	if _, ok := f.files[c]; !ok {
-		f.order = append(f.order, c)
-	}
-	f.files[c] = files
-	for len(f.order) > mostCounts {
-		delete(f.files, f.order[0])
-		f.order = slices.Delete(f.order, 0, 1)
-	}
 }

@@ -147,7 +147,6 @@ type Snapshotter struct {
 	usages     usages
 	settling   settling
 	merged     merged
-	files      fileCounts
 
 	mu       sync.Mutex
 	layers   map[string]layer.Summary          // TOCs by snapshot ID, as far as they were asked for

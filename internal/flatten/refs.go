@@ -20,7 +20,8 @@ import (
 // at which each begins; integers little-endian:
 //
 //	8 magic "SQSHREFS", 4 version 2, 4 number of blocks,
-//	8 bytes of the flat image, 4 its CRC-32C, 4 zero,
+//	8 bytes of the flat image, 4 its CRC-32C, 4 number of names of regular
+//	files in it, 0 if that was not noted,
 //	then the blocks in ascending order, each as two uvarints: the distance to
 //	the one before (the first: to 0), and if contents share the cluster there,
 //	how many bytes of it the image shows, else 0;
@@ -45,6 +46,7 @@ type Refs struct {
 	Used      []uint32 // bytes shown of each that contents share, 0 for others
 	ImageSize uint64   // bytes
 	ImageSum  uint32   // CRC-32C
+	Files     uint32   // names of regular files; 0 if that was not noted
 }
 
 // NewRefs notes what an image shows whose contents are at these places.
@@ -72,6 +74,7 @@ func WriteRefs(w io.Writer, r Refs) error {
 	le.PutUint32(b[12:], uint32(len(r.Blocks)))
 	le.PutUint64(b[16:], r.ImageSize)
 	le.PutUint32(b[24:], r.ImageSum)
+	le.PutUint32(b[28:], r.Files)
 	last := uint32(0)
 	for i, block := range r.Blocks {
 		b = binary.AppendUvarint(b, uint64(block-last))
@@ -105,7 +108,7 @@ func ReadRefs(r io.Reader) (Refs, error) {
 	} else if v > refsVersion {
 		return Refs{}, fmt.Errorf("refs version %d is not known (newest known: %d)", v, refsVersion)
 	}
-	refs := Refs{ImageSize: le.Uint64(b[16:]), ImageSum: le.Uint32(b[24:])}
+	refs := Refs{ImageSize: le.Uint64(b[16:]), ImageSum: le.Uint32(b[24:]), Files: le.Uint32(b[28:])}
 	n := int(le.Uint32(b[12:]))
 	body = body[refsHeader:]
 	if n > len(body) {

@@ -16,7 +16,7 @@ import (
 
 func encodeRefs(t testing.TB, blocks ...uint32) []byte {
 	t.Helper()
-	r := Refs{Blocks: blocks, ImageSize: 1 << 40, ImageSum: 0xfedcba98}
+	r := Refs{Blocks: blocks, ImageSize: 1 << 40, ImageSum: 0xfedcba98, Files: 0xa1b2c3d4}
 	for i := range blocks {
 		r.Used = append(r.Used, uint32(i*1000))
 	}
@@ -35,7 +35,7 @@ func encode(t testing.TB, r Refs) []byte {
 func TestRefsComeBack(t *testing.T) {
 	for _, blocks := range [][]uint32{nil, {0}, {math.MaxUint32}, {0, 7, 300, math.MaxUint32}} {
 		got, err := ReadRefs(bytes.NewReader(encodeRefs(t, blocks...)))
-		if err != nil || !slices.Equal(got.Blocks, blocks) || got.ImageSize != 1<<40 || got.ImageSum != 0xfedcba98 {
+		if err != nil || !slices.Equal(got.Blocks, blocks) || got.ImageSize != 1<<40 || got.ImageSum != 0xfedcba98 || got.Files != 0xa1b2c3d4 {
 			t.Errorf("%+v, %v; want %v", got, err, blocks)
 		}
 		for i, used := range got.Used {
