@@ -214,7 +214,27 @@ func TestTreeIsPruned(t *testing.T) {
 	r := build(t, []string{""}, steps)
 	n := 0
 	r.Tree.each(func(*Directory) { n++ })
-	if n > mostDirectories || n < mostDirectories-10 || r.Tree.Files != 3000 || r.Tree.Directories[0].Name != "d2999" {
+	if n != mostDirectories || r.Tree.Files != 3000 || r.Tree.Directories[0].Name != "d2999" {
 		t.Errorf("%d directories, %d files, the largest is %q", n, r.Tree.Files, r.Tree.Directories[0].Name)
+	}
+}
+
+// Directories that are all alike are no reason to show none.
+func TestTreeOfEqualsIsPruned(t *testing.T) {
+	var wide, deep []treetest.Step
+	for i := range 3000 {
+		wide = append(wide, treetest.File(fmt.Sprintf("d%04d/f", i), "same"))
+	}
+	deep = append(deep, treetest.File(strings.Repeat("d/", 2040)+"f", "bottom"))
+	for name, steps := range map[string][]treetest.Step{"wide": wide, "deep": deep} {
+		r := build(t, []string{""}, steps)
+		n := 0
+		r.Tree.each(func(*Directory) { n++ })
+		if n != mostDirectories {
+			t.Errorf("%s: %d directories are left, want %d", name, n, mostDirectories)
+		}
+		if d := r.Tree.Directories[0]; name == "wide" && d.Name != "d0000" || name == "deep" && d.Files != 1 {
+			t.Errorf("%s: the first is %q of %d files", name, d.Name, d.Files)
+		}
 	}
 }

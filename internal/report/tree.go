@@ -66,17 +66,18 @@ func (b *builder) enter(h *flatten.PathHistory) *Directory {
 
 func (d *Directory) weight() uint64 { return d.Bytes + d.Shadowed }
 
-// prune leaves the largest directories.
+// prune leaves the largest directories, of equal ones those that come first. None is larger than the one that it is in,
+// and comes before it.
 func (d *Directory) prune() {
-	var weights []uint64
-	d.each(func(d *Directory) { weights = append(weights, d.weight()) })
-	least := uint64(1)
-	if len(weights) > mostDirectories {
-		slices.Sort(weights)
-		least = max(least, weights[len(weights)-mostDirectories]+1)
+	var all []*Directory
+	d.each(func(d *Directory) { all = append(all, d) })
+	slices.SortStableFunc(all, func(x, y *Directory) int { return cmp.Compare(y.weight(), x.weight()) })
+	keep := map[*Directory]bool{}
+	for _, d := range all[:min(len(all), mostDirectories)] {
+		keep[d] = d.weight() > 0
 	}
 	d.each(func(d *Directory) {
-		d.Directories = slices.DeleteFunc(d.Directories, func(d *Directory) bool { return d.weight() < least })
+		d.Directories = slices.DeleteFunc(d.Directories, func(d *Directory) bool { return !keep[d] })
 		slices.SortFunc(d.Directories, func(x, y *Directory) int {
 			return cmp.Or(cmp.Compare(y.weight(), x.weight()), cmp.Compare(x.Name, y.Name))
 		})
