@@ -118,7 +118,7 @@ func writePage(file string, r *adminapi.ReportResponse) error {
 func printReport(w io.Writer, r *adminapi.ReportResponse) error {
 	var b strings.Builder
 	i := r.Image
-	fmt.Fprintf(&b, "%s  %s  %s, %d files, %s\n\n", printable(i.Name), printable(i.Platform), plural(uint64(i.Layers), "layer"), i.Files, stateOf(i))
+	fmt.Fprintf(&b, "%s  %s  %s, %s, %s\n\n", printable(i.Name), printable(i.Platform), plural(uint64(i.Layers), "layer"), plural(i.Files, "file"), stateOf(i))
 	fmt.Fprintf(&b, "efficiency    %.1f %%   of %s in layers, containers see %s of distinct content\n",
 		100*r.Efficiency, size(r.LayerBytes), size(r.DistinctBytes))
 	fmt.Fprintf(&b, "on this node  %s of its own, %s shared with other images: %s saved\n\n",
