@@ -114,8 +114,12 @@ const mostPaths = 5
 type content struct {
 	size    uint64
 	count   uint32 // versions
+	lowest  int32  // layer
 	visible bool
-	lowest  int32 // layer
+	// The lowest layer that has it where containers see it; the first file of
+	// that in the second pass is the original, and all others are copies.
+	original int32
+	met      bool
 }
 
 type builder struct {
@@ -162,7 +166,6 @@ func digestOf(e *layer.Entry) [sha256.Size]byte {
 
 // count is the first pass.
 func (b *builder) count(h *flatten.PathHistory) error {
-	dir := b.enter(h)
 	files := DuplicatePath{Path: h.Path}
 	for i := range h.Versions {
 		v := &h.Versions[i]
@@ -177,7 +180,7 @@ func (b *builder) count(h *flatten.PathHistory) error {
 		if v.Layer >= len(b.Layers) {
 			return fmt.Errorf("layer %d of %d", v.Layer+1, len(b.Layers))
 		}
-		b.countFile(h, i, dir)
+		b.countFile(h, i)
 	}
 	if files.Count > 1 && files.Bytes > 0 {
 		b.Paths = append(b.Paths, files)
@@ -198,7 +201,7 @@ func same(h *flatten.PathHistory, i int) bool {
 	return v.Type == layer.TypeReg && below.Type == layer.TypeReg && v.Size == below.Size && digestOf(v) == digestOf(below)
 }
 
-func (b *builder) countFile(h *flatten.PathHistory, i int, dir *Directory) {
+func (b *builder) countFile(h *flatten.PathHistory, i int) {
 	v := &h.Versions[i]
 	l, size, digest := &b.Layers[v.Layer], uint64(v.Entry.Size), digestOf(&v.Entry)
 	l.Files, l.Bytes = l.Files+1, l.Bytes+size
@@ -218,25 +221,22 @@ func (b *builder) countFile(h *flatten.PathHistory, i int, dir *Directory) {
 		if !same(h, i-1) {
 			wasteOf(l.overwrittenBy, v.By).add(size)
 		}
-		dir.shadow(size)
 	case flatten.Deleted:
 		b.Deleted.add(size)
 		l.Shadowed += size
 		wasteOf(l.deletedBy, v.By).add(size)
-		dir.shadow(size)
 	default:
 		b.VisibleBytes += size
-		again := c.visible && size > 0
-		if again {
+		if c.visible && size > 0 {
 			b.Duplicate.add(size)
-			l.copies.add(size)
 		} else {
 			b.DistinctBytes += size
+			c.original = int32(v.Layer)
 		}
+		c.original = min(c.original, int32(v.Layer))
 		if cache(v.Entry.Path) {
 			l.caches.add(size)
 		}
-		dir.see(size, again)
 		c.visible = true
 	}
 	b.contents[digest] = c
@@ -274,8 +274,9 @@ func (b *builder) store(places Places) error {
 	return nil
 }
 
-// listContents is the second pass: which contents a layer has after one below,
-// and where the costliest ones are.
+// listContents is the second pass, with all contents known: which ones a layer
+// has after one below, which files are copies, where the costliest contents are,
+// and what is in which directory.
 func (b *builder) listContents(ctx context.Context, tree *flatten.Tree) error {
 	var all []DuplicateContent
 	for digest, c := range b.contents {
@@ -292,14 +293,20 @@ func (b *builder) listContents(ctx context.Context, tree *flatten.Tree) error {
 		listed[b.Contents[i].Digest] = &b.Contents[i]
 	}
 	return tree.Walk(ctx, func(h *flatten.PathHistory) error {
+		dir := b.enter(h)
 		for i := range h.Versions {
 			v := &h.Versions[i]
 			if !file(v) {
 				continue
 			}
-			digest := digestOf(&v.Entry)
+			digest, size := digestOf(&v.Entry), uint64(v.Entry.Size)
 			if int(b.contents[digest].lowest) < v.Layer {
-				b.Layers[v.Layer].Duplicate += uint64(v.Entry.Size)
+				b.Layers[v.Layer].Duplicate += size
+			}
+			if v.Fate == flatten.Overwritten || v.Fate == flatten.Deleted {
+				dir.shadow(size)
+			} else {
+				dir.see(size, b.copied(digest, v))
 			}
 			if d := listed[digest]; d != nil && len(d.Paths) < mostPaths && !slices.Contains(d.Paths, h.Path) {
 				d.Paths = append(d.Paths, h.Path)
@@ -307,6 +314,21 @@ func (b *builder) listContents(ctx context.Context, tree *flatten.Tree) error {
 		}
 		return nil
 	})
+}
+
+// copied tells whether a visible file is a copy, and counts it in its layer.
+func (b *builder) copied(digest [sha256.Size]byte, v *flatten.Version) bool {
+	c := b.contents[digest]
+	if c.size == 0 {
+		return false
+	}
+	if !c.met && int(c.original) == v.Layer {
+		c.met = true
+		b.contents[digest] = c
+		return false
+	}
+	b.Layers[v.Layer].copies.add(c.size)
+	return true
 }
 
 // costliest keeps so many of the paths, the costliest first.

@@ -238,3 +238,22 @@ func TestTreeOfEqualsIsPruned(t *testing.T) {
 		}
 	}
 }
+
+// The layer that copied is to blame, and the directory that it copied to, whatever their names.
+func TestCopiesAreThoseOfTheLaterLayer(t *testing.T) {
+	mega := strings.Repeat("x", 2<<20)
+	r := build(t, []string{"ADD", "COPY"},
+		[]treetest.Step{treetest.File("usr/original", mega)},
+		[]treetest.Step{treetest.File("app/copy", mega), treetest.File("app/another", mega)})
+	if len(r.Advice) != 1 || r.Advice[0].Layer != 1 || r.Advice[0].Bytes != 4<<20 {
+		t.Errorf("got %+v, want that layer 2 has two copies", r.Advice)
+	}
+	for _, d := range r.Tree.Directories {
+		if want := map[string]uint64{"app": 4 << 20, "usr": 0}[d.Name]; d.Duplicate != want {
+			t.Errorf("%s: %d duplicate bytes, want %d", d.Name, d.Duplicate, want)
+		}
+	}
+	if r.Tree.Duplicate != r.Duplicate.Bytes || r.Duplicate.Files != 2 {
+		t.Errorf("got %+v, and %d in the tree", r.Duplicate, r.Tree.Duplicate)
+	}
+}

@@ -969,7 +969,7 @@ type Directory struct {
 	// Of all regular files below, each inode once; those of what is left out of directories included.
 	Bytes uint64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	Files uint64 `protobuf:"varint,3,opt,name=files,proto3" json:"files,omitempty"`
-	// Of bytes: contents that the image has elsewhere as well (all but the first).
+	// Of bytes: contents that the image has elsewhere as well (all but one of the lowest layer that has it).
 	DuplicateBytes uint64 `protobuf:"varint,4,opt,name=duplicate_bytes,json=duplicateBytes,proto3" json:"duplicate_bytes,omitempty"`
 	// Bytes that layers had here, in what was overwritten or deleted.
 	ShadowedBytes uint64       `protobuf:"varint,5,opt,name=shadowed_bytes,json=shadowedBytes,proto3" json:"shadowed_bytes,omitempty"`
