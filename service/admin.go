@@ -4,7 +4,6 @@ package service
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -70,10 +69,7 @@ func (a *adminServer) Check(req *adminapi.CheckRequest, stream grpc.ServerStream
 		Rate:     req.RateBytesPerSecond,
 		Progress: out.progress,
 	})
-	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
-		// That a check was cancelled does not say why.
-		err = fmt.Errorf("%w: %w", cause, err)
-	}
+	err = whyEnded(ctx, err)
 	logger := log.G(ctx).WithFields(log.Fields{"findings": summary.Findings, "repaired": summary.Repaired, "took": time.Since(start)})
 	switch {
 	case errdefs.IsCanceled(err):

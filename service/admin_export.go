@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	containerdlabels "github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
@@ -159,7 +160,9 @@ func (e *export) platform(ctx context.Context, image *nodeImage, result *adminap
 	}
 	var stats layer.TarStats
 	plain := counted{sum: digest.SHA256.Digester()}
-	labels := func() map[string]string { return map[string]string{uncompressedLabel: plain.sum.Digest().String()} }
+	labels := func() map[string]string {
+		return map[string]string{containerdlabels.LabelUncompressed: plain.sum.Digest().String()}
+	}
 	blob, err := e.sink.put(ctx, e.form.mediaType, labels, func(w io.Writer) error {
 		packed, err := e.form.compress(w)
 		if err != nil {

@@ -5,6 +5,7 @@ package service
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
@@ -138,10 +139,8 @@ func (a *adminServer) containers(ctx context.Context, namespace string) (map[str
 	}
 	used := map[string]uint32{}
 	for _, c := range reply.Containers {
-		for _, name := range ours {
-			if c.Snapshotter == name {
-				used[c.Image]++
-			}
+		if slices.Contains(ours, c.Snapshotter) {
+			used[c.Image]++
 		}
 	}
 	return used, nil

@@ -3,7 +3,6 @@
 package service
 
 import (
-	"crypto/sha256"
 	"encoding/hex"
 
 	adminapi "github.com/squash-snapshotter/squash/api/admin/v1"
@@ -37,10 +36,7 @@ func originMessage(h *flatten.PathHistory) *adminapi.PathOrigin {
 }
 
 func contentDigest(e *layer.Entry) string {
-	d := [sha256.Size]byte(e.Digest)
-	if e.Size <= layer.InlineMax {
-		d = sha256.Sum256(e.Inline)
-	}
+	d := e.ContentDigest()
 	return "sha256:" + hex.EncodeToString(d[:])
 }
 

@@ -4,7 +4,6 @@ package service
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -32,32 +31,17 @@ func (a *adminServer) housekeeper() (Housekeeper, error) {
 	return h, nil
 }
 
-// untilStop is ctx for as long as the daemon is not to stop.
-func (a *adminServer) untilStop(ctx context.Context) (_ context.Context, done func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(a.serving, func() { cancel(errStopping) })
-	return ctx, func() { stop(); cancel(nil) }
-}
-
-// why adds the reason for which ctx ended to what came of it.
-func why(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-		return fmt.Errorf("%w: %w", cause, err)
-	}
-	return err
-}
-
 // DiskUsage tells what takes up the space of the root.
 func (a *adminServer) DiskUsage(ctx context.Context, _ *adminapi.DiskUsageRequest) (*adminapi.DiskUsageResponse, error) {
 	keeper, err := a.housekeeper()
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
-	ctx, done := a.untilStop(ctx)
+	ctx, done := a.whileServing(ctx)
 	defer done()
 	u, err := keeper.DiskUsage(ctx)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(why(ctx, err))
+		return nil, errgrpc.ToGRPC(whyEnded(ctx, err))
 	}
 	reply := &adminapi.DiskUsageResponse{
 		Root:            valid(u.Root),
@@ -88,11 +72,11 @@ func (a *adminServer) Collect(ctx context.Context, req *adminapi.CollectRequest)
 		return nil, errgrpc.ToGRPC(err)
 	}
 	start := time.Now()
-	ctx, done := a.untilStop(ctx)
+	ctx, done := a.whileServing(ctx)
 	defer done()
 	c, err := keeper.Collect(ctx, req.DryRun)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(why(ctx, err))
+		return nil, errgrpc.ToGRPC(whyEnded(ctx, err))
 	}
 	if !req.DryRun {
 		log.G(ctx).WithFields(log.Fields{

@@ -26,9 +26,6 @@ import (
 	adminapi "github.com/squash-snapshotter/squash/api/admin/v1"
 )
 
-// uncompressedLabel is where containerd notes a layer's diff ID.
-const uncompressedLabel = "containerd.io/uncompressed"
-
 // exportForm is how a layer is compressed: the same bytes at every time.
 type exportForm struct {
 	mediaType string

@@ -156,19 +156,7 @@ func exportFile(ctx context.Context, cmd *cli.Command, req *adminapi.ExportReque
 		if kind == ociDir {
 			return l.directory(output, nameInFile(cmd))
 		}
-		f, err := os.CreateTemp(filepath.Dir(output), "."+filepath.Base(output)+".")
-		if err != nil {
-			return err
-		}
-		defer os.Remove(f.Name())
-		defer f.Close()
-		if err := l.archive(ctx, f, nameInFile(cmd), kind == dockerArchive); err != nil {
-			return err
-		}
-		if err := errors.Join(f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
-			return err
-		}
-		return os.Rename(f.Name(), output)
+		return writeAside(output, func(w io.Writer) error { return l.archive(ctx, w, nameInFile(cmd), kind == dockerArchive) })
 	})
 }
 

@@ -9,8 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -98,20 +96,10 @@ func writePage(file string, r *adminapi.ReportResponse) error {
 	if err := replaceable(file); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	buffer := bufio.NewWriter(f)
-	if err := reportpage.Write(buffer, r); err != nil {
-		return err
-	}
-	if err := errors.Join(buffer.Flush(), f.Chmod(0o644), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), file)
+	return writeAside(file, func(w io.Writer) error {
+		buffer := bufio.NewWriter(w)
+		return errors.Join(reportpage.Write(buffer, r), buffer.Flush())
+	})
 }
 
 // printReport writes the tables.

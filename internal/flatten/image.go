@@ -231,7 +231,7 @@ func (m *imager) add(n *node) (erofs.Ino, error) {
 	if ino, ok := m.shared[n]; ok {
 		return ino, nil
 	}
-	in := erofs.Inode{Mode: n.mode | formatOf(n.typ), UID: n.uid, GID: n.gid,
+	in := erofs.Inode{Mode: n.mode | n.typ.Format(), UID: n.uid, GID: n.gid,
 		Mtime: n.mtime, MtimeNsec: n.mtimeNsec, Rdev: n.rdev, Target: n.target}
 	for _, x := range n.xattrs {
 		if !erofs.StoresXattr(x.Name) {
@@ -262,22 +262,4 @@ func (m *imager) add(n *node) (erofs.Ino, error) {
 		m.shared[n] = ino
 	}
 	return ino, nil
-}
-
-func formatOf(t layer.Type) uint32 {
-	switch t {
-	case layer.TypeDir:
-		return unix.S_IFDIR
-	case layer.TypeSymlink:
-		return unix.S_IFLNK
-	case layer.TypeChar, layer.TypeWhiteout: // overlayfs's whiteout is the device 0:0
-		return unix.S_IFCHR
-	case layer.TypeBlock:
-		return unix.S_IFBLK
-	case layer.TypeFifo:
-		return unix.S_IFIFO
-	case layer.TypeSocket:
-		return unix.S_IFSOCK
-	}
-	return unix.S_IFREG
 }

@@ -21,10 +21,12 @@
 package layer
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"io"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // InlineMax is the size in bytes up to which a file's content is kept in the
@@ -86,6 +88,35 @@ type Entry struct {
 
 	Target       string // TypeSymlink: as it is; TypeHardlink: like Path
 	Major, Minor uint32 // TypeChar, TypeBlock
+}
+
+// ContentDigest is that of a regular file's content, which may stand in the
+// entry itself.
+func (e *Entry) ContentDigest() Digest {
+	if e.Size <= InlineMax {
+		return sha256.Sum256(e.Inline)
+	}
+	return e.Digest
+}
+
+// Format is the type as st_mode has it. A whiteout is the device 0:0, as for
+// overlayfs.
+func (t Type) Format() uint32 {
+	switch t {
+	case TypeDir:
+		return unix.S_IFDIR
+	case TypeSymlink:
+		return unix.S_IFLNK
+	case TypeChar, TypeWhiteout:
+		return unix.S_IFCHR
+	case TypeBlock:
+		return unix.S_IFBLK
+	case TypeFifo:
+		return unix.S_IFIFO
+	case TypeSocket:
+		return unix.S_IFSOCK
+	}
+	return unix.S_IFREG
 }
 
 // Limits that image and kernel formats share.

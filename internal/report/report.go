@@ -157,13 +157,6 @@ func Build(ctx context.Context, tree *flatten.Tree, commands []string, places Pl
 // file tells whether a version is a regular file that counts: its first name.
 func file(v *flatten.Version) bool { return v.Entry.Type == layer.TypeReg && v.SameAs == "" }
 
-func digestOf(e *layer.Entry) [sha256.Size]byte {
-	if e.Size <= layer.InlineMax {
-		return sha256.Sum256(e.Inline)
-	}
-	return e.Digest
-}
-
 // count is the first pass.
 func (b *builder) count(h *flatten.PathHistory) error {
 	files := DuplicatePath{Path: h.Path}
@@ -198,12 +191,12 @@ func same(h *flatten.PathHistory, i int) bool {
 		return false
 	}
 	v, below := &h.Versions[i].Entry, &h.Versions[i+1].Entry
-	return v.Type == layer.TypeReg && below.Type == layer.TypeReg && v.Size == below.Size && digestOf(v) == digestOf(below)
+	return v.Type == layer.TypeReg && below.Type == layer.TypeReg && v.Size == below.Size && v.ContentDigest() == below.ContentDigest()
 }
 
 func (b *builder) countFile(h *flatten.PathHistory, i int) {
 	v := &h.Versions[i]
-	l, size, digest := &b.Layers[v.Layer], uint64(v.Entry.Size), digestOf(&v.Entry)
+	l, size, digest := &b.Layers[v.Layer], uint64(v.Entry.Size), v.Entry.ContentDigest()
 	l.Files, l.Bytes = l.Files+1, l.Bytes+size
 	b.LayerBytes += size
 	if same(h, i) {
@@ -299,7 +292,7 @@ func (b *builder) listContents(ctx context.Context, tree *flatten.Tree) error {
 			if !file(v) {
 				continue
 			}
-			digest, size := digestOf(&v.Entry), uint64(v.Entry.Size)
+			digest, size := v.Entry.ContentDigest(), uint64(v.Entry.Size)
 			if int(b.contents[digest].lowest) < v.Layer {
 				b.Layers[v.Layer].Duplicate += size
 			}

@@ -26,7 +26,7 @@ func (c *comparison) metadata(p string, v *flatten.Version, dir *os.File, base s
 	if err := unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("stat %q: %w", p, err)
 	}
-	if want, got := formats[e.Type], st.Mode&unix.S_IFMT; want != got {
+	if want, got := e.Type.Format(), st.Mode&unix.S_IFMT; want != got {
 		return c.differs(p, v, "type", modeName(want), modeName(got))
 	}
 	if want, got := e.Mode, st.Mode&07777; want != got {
@@ -154,9 +154,6 @@ func (c *comparison) content(ctx context.Context, p string, v *flatten.Version, 
 }
 
 func wantDigest(v *flatten.Version) string {
-	d := v.Entry.Digest
-	if v.Entry.Size <= layer.InlineMax {
-		d = sha256.Sum256(v.Entry.Inline)
-	}
+	d := v.Entry.ContentDigest()
 	return digestText(d[:])
 }

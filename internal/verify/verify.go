@@ -192,12 +192,7 @@ func (c *comparison) differs(p string, v *flatten.Version, what string, want, go
 }
 
 // typeName is that of a TOC's type.
-func typeName(t layer.Type) string { return modeName(formats[t]) }
-
-var formats = map[layer.Type]uint32{
-	layer.TypeDir: unix.S_IFDIR, layer.TypeReg: unix.S_IFREG, layer.TypeSymlink: unix.S_IFLNK, layer.TypeChar: unix.S_IFCHR,
-	layer.TypeBlock: unix.S_IFBLK, layer.TypeFifo: unix.S_IFIFO, layer.TypeSocket: unix.S_IFSOCK,
-}
+func typeName(t layer.Type) string { return modeName(t.Format()) }
 
 func modeName(format uint32) string {
 	switch format {
